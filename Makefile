@@ -1,0 +1,52 @@
+# The developer's commands. `make` lists them.
+#
+# ARGS goes to the tool behind a target: make bench ARGS=loopback, make test ARGS='-k roaming', make demo ARGS='--nodes 6'.
+
+PYTHON := .venv/bin/python
+PACKAGES := noise tun wgpy controller
+SOURCES := $(PACKAGES) benchmarks tests
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup fmt lint quick check test cov demo bench clean
+
+help:  ## list the commands
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## *(.*)/\1\t\2/' | expand -t 10
+
+setup: $(READY)  ## make .venv and install what is needed (apt when root); quick when nothing has changed
+
+$(READY): setup.cfg pyproject.toml .ci/setup
+	bash .ci/setup
+	@touch $@
+
+fmt: setup  ## format the code and mend what ruff can mend
+	$(PYTHON) -m ruff format $(SOURCES)
+	$(PYTHON) -m ruff check --fix $(SOURCES)
+
+lint: setup  ## ruff, mypy, import-linter
+	$(PYTHON) -m ruff format --check $(SOURCES)
+	$(PYTHON) -m ruff check $(SOURCES)
+	$(PYTHON) -m mypy $(PACKAGES)
+	.venv/bin/lint-imports
+
+quick: setup  ## the tests that need neither root nor time
+	$(PYTHON) -m pytest -m 'not e2e and not slow' $(ARGS)
+
+check: lint quick  ## what to run before a commit
+
+test: lint  ## everything, including real traffic in network namespaces (needs root)
+	$(PYTHON) -m pytest $(ARGS)
+
+cov: setup  ## branch coverage of the quick tests
+	$(PYTHON) -m coverage run -m pytest -m 'not e2e and not slow' $(ARGS)
+	$(PYTHON) -m coverage report
+
+demo: setup  ## a cluster on this machine, in network namespaces (needs root)
+	.venv/bin/wgpy demo $(ARGS)
+
+bench: setup  ## the benchmarks
+	$(PYTHON) -m benchmarks $(ARGS)
+
+clean:  ## remove everything that make made
+	rm -rf .venv .cache build dist *.egg-info .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,360 @@
+"""The cluster on top of the topology: its objects, its processes, and what it has promised.
+
+A :class:`Member` is a node with its pods, its data plane and its agent; a :class:`Cluster` is all of them together with the
+directory of manifests that every agent follows. The cluster is changed as an operator and Calico would change it: objects
+are written, routes of the clear path are laid (BIRD's part), pods come and go (the CNI plugin's). Nobody tells an agent.
+
+What the mesh *promises* follows from that alone (:meth:`Cluster.promised`): between two nodes that have a data plane, pods'
+packets are encrypted while the FelixConfiguration says so, and else they go in clear; on one node they stay there.
+The mesh is *settled* when what the agents have brought about says the same: :meth:`Cluster.difference` asks the data planes
+for their peers and the kernel for its routes. Neither proves encryption. The capture does.
+"""
+
+import base64
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import ip_interface, ip_network
+from pathlib import Path
+
+import wgpy
+from controller.demo import manifests
+from controller.demo.capture import Verdict
+from controller.demo.topology import Address, Interface, Network, Node, Pod, Topology
+from wgpy.client import Client, ClientError
+from wgpy.config import DeviceSnapshot, PeerSnapshot
+
+UNDERLAY_NETWORK = {4: ip_network("10.77.0.0/24"), 6: ip_network("fd77::/64")}
+POOL = {4: ip_network("10.42.0.0/16"), 6: ip_network("fd42::/112")}
+POD_MTU = 1420  # the smallest of what is enabled, as Calico has it: 1500 less 80 for WireGuard over IPv6
+PODS_PER_NODE = 2
+MAX_NODES = 60
+
+INTERFACE = {4: "wireguard.caliu", 6: "wg-v6.caliu"}
+PUBLIC_KEY = {4: "projectcalico.org/WireguardPublicKey", 6: "projectcalico.org/WireguardPublicKeyV6"}
+
+SETTLE_SECONDS = 30.0
+POLL_SECONDS = 0.05
+STOP_SECONDS = 3.0
+
+
+class ClusterError(Exception):
+    """The cluster does not do what it should. The message is one line."""
+
+
+class DataPlane(StrEnum):
+    WGPY = "wgpy"
+    WIREGUARD_GO = "wireguard-go"
+    NONE = "no WireGuard"
+
+
+@dataclass(eq=False)
+class Member:
+    """A node of the cluster. ``number`` fixes its addresses; ``processes`` are its agent's and data plane's, by log name."""
+
+    name: str
+    number: int
+    data_plane: DataPlane
+    node: Node
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def encrypts(self) -> bool:
+        return self.data_plane is not DataPlane.NONE
+
+    @property
+    def pods(self) -> list[Pod]:
+        return list(self.node.pods.values())
+
+
+@dataclass(frozen=True, slots=True)
+class MeshPeer:
+    """One line of the mesh: what a node's data plane says of a peer, in the cluster's names."""
+
+    node: str
+    interface: str
+    peer: str
+    snapshot: PeerSnapshot
+    pods: tuple[str, ...]
+
+
+class Cluster:
+    """All members, and the objects in ``topology.directory / "cluster"``. ``wireguard_go`` is its binary."""
+
+    def __init__(self, topology: Topology, versions: Sequence[int], wireguard_go: Path | None) -> None:
+        self.topology = topology
+        self.versions = tuple(versions)
+        self.members: list[Member] = []
+        self.encryption = True
+        self.directory = topology.directory / "cluster"
+        self.directory.mkdir()
+        self._wireguard_go = wireguard_go
+        self._numbers = itertools.count(1)
+        self._allocator: subprocess.Popen[bytes] | None = None
+        self._write(manifests.felix_configuration(self.versions))
+        for version in self.versions:
+            self._write(manifests.ip_pool(POOL[version]))
+
+    # Changes ---------------------------------------------------------------------------------------------------------
+
+    def join(self, data_plane: DataPlane) -> Member:
+        """A new node with its block, its pods, its objects; its data plane and agent are started but not waited for."""
+        number = next(self._numbers)
+        name = f"n{number}"
+        member = Member(name, number, data_plane, self.topology.add_node(name, self._node_addresses(number)))
+        self.members.append(member)
+        self._write(manifests.node(name, member.node.addresses))
+        self.add_blocks(member, [f"{name}-{letter}" for letter in "abcdefgh"[:PODS_PER_NODE]])
+        self._start(member)
+        return member
+
+    def add_blocks(self, member: Member, pods: Sequence[str], *, extra: int = 0) -> None:
+        """Give the node its next block of each family (the ``extra``-th beyond its first), with these pods in it."""
+        blocks = [_block(POOL[version], 4 * member.number + extra) for version in self.versions]
+        for host, name in enumerate(pods, start=1):
+            self._add_pod(member, name, [block[host] for block in blocks])
+        for block in blocks:
+            inside = {address: pod.key for pod in member.pods for address in pod.addresses if address in block}
+            self._write(manifests.ipam_block(block, member.name, inside))
+            self.topology.announce(block, member.node)
+
+    def move_blocks(self, pod: Pod, target: Member) -> Pod:
+        """Move a pod, and with it the blocks of its addresses, to another node. Gives the pod as it is there."""
+        blocks = [block for block in self.topology.blocks if any(address in block for address in pod.addresses)]
+        pod.remove()
+        for block in blocks:
+            self._give_block(block, target)
+            self.topology.announce(block, target.node)
+        return self._add_pod(target, pod.key, pod.addresses)
+
+    def leave(self, member: Member) -> None:
+        """The node is switched off and its objects are deleted, as ``kubectl delete node`` and Calico's clean-up do."""
+        self._stop(member.processes)
+        for pod in member.pods:
+            self._delete("Pod", pod.key)
+        for block in [block for block, owner in self.topology.blocks.items() if owner is member.node]:
+            self._delete("IPAMBlock", manifests.block_name(block))
+            self.topology.withdraw(block)
+        self._delete("Node", member.name)
+        self.members.remove(member)
+        member.node.remove()
+
+    def encrypt(self, enabled: bool) -> None:
+        """Switch WireGuard on or off for the whole cluster: one change of one object."""
+        self.encryption = enabled
+        self._write(manifests.felix_configuration(self.versions, enabled=enabled))
+
+    # What is promised, and what has come about -----------------------------------------------------------------------
+
+    def pairs(self) -> list[tuple[Member, Member]]:
+        return list(itertools.combinations(self.members, 2))
+
+    def promised(self, one: Member, two: Member) -> Verdict:
+        """What a capture has to show of packets between pods of two members, or of one."""
+        if one is two:
+            return Verdict.NOTHING
+        return Verdict.ENCRYPTED if self.encryption and one.encrypts and two.encrypts else Verdict.CLEAR
+
+    def settle(self, seconds: float = SETTLE_SECONDS) -> float:
+        """Wait until the mesh is as promised; gives how long that took. :class:`ClusterError` says what is missing."""
+        begun = time.monotonic()
+        while difference := self.difference():
+            self._raise_if_ended()
+            if time.monotonic() > begun + seconds:
+                raise ClusterError(f"not settled after {seconds:.0f} s: {difference}")
+            time.sleep(POLL_SECONDS)
+        return time.monotonic() - begun
+
+    def difference(self) -> str | None:
+        """The first thing found that is not as promised, or ``None``: keys, peers, allowed IPs, routes."""
+        for version in self.versions:
+            keys = self._published_keys(version)
+            for member in self.members:
+                if (member.encrypts and self.encryption) != (member.name in keys):
+                    return (
+                        f"{member.name} {'still publishes' if member.name in keys else 'has not published'} an IPv{version} key"
+                    )
+            for member in self.members:
+                if found := self._peers_difference(member, version, keys) or self._routes_difference(member, version):
+                    return found
+        return None
+
+    def mesh(self) -> list[MeshPeer]:
+        """Every data plane's peers, asked now."""
+        rows = []
+        for version in self.versions:
+            names = {key: name for name, key in self._published_keys(version).items()}
+            for member in filter(lambda member: member.encrypts, self.members):
+                for peer in _snapshot(member, version).peers:
+                    pods = [pod.key for pod in self._pods() if _takes(peer, pod.address(version))]
+                    name = names.get(peer.config.public_key, "?")
+                    rows.append(MeshPeer(member.name, INTERFACE[version], name, peer, tuple(pods)))
+        return sorted(rows, key=lambda row: (row.node, row.interface, row.peer))
+
+    def logs(self) -> Iterator[Path]:
+        """The log of every process there is or was."""
+        yield from sorted(self.topology.directory.glob("**/*.log"))
+
+    def _peers_difference(self, member: Member, version: int, keys: Mapping[str, bytes]) -> str | None:
+        if not (self.encryption and member.encrypts):
+            return None
+        try:
+            peers = {peer.config.public_key: peer for peer in _snapshot(member, version).peers}
+        except ClientError as error:
+            return f"{member.name}: {error}"
+        others = {other.name: keys[other.name] for other in self.members if other is not member and other.encrypts}
+        if missing := [name for name, key in others.items() if key not in peers]:
+            return f"{member.name} has no IPv{version} peer {missing[0]}"
+        if len(peers) > len(others):
+            return f"{member.name} has an IPv{version} peer that is no node's"
+        for other in self.members:
+            for pod in other.pods if other.name in others else ():
+                if not _takes(peers[others[other.name]], pod.address(version)):
+                    return f"{member.name} does not allow {pod.key} from its peer {other.name} over IPv{version}"
+        return None
+
+    def _routes_difference(self, member: Member, version: int) -> str | None:
+        others = [(other, pod) for other in self.members if other is not member for pod in other.pods]
+        ways = member.node.egress([pod.address(version) for _, pod in others], source=member.pods[0])
+        for (other, pod), way in zip(others, ways, strict=True):
+            wanted = INTERFACE[version] if self.promised(member, other) is Verdict.ENCRYPTED else "eth0"
+            if way != wanted:
+                return f"{member.name} sends to {pod.key} by {way} over IPv{version}, and not by {wanted}"
+        return None
+
+    def _raise_if_ended(self) -> None:
+        for member in self.members:
+            for name, process in member.processes.items():
+                if (status := process.poll()) is not None:
+                    raise ClusterError(
+                        f"{name} of {member.name} has ended with status {status}: {_last_line(_log(member, name))}"
+                    )
+
+    def _pods(self) -> list[Pod]:
+        return [pod for member in self.members for pod in member.pods]
+
+    # Processes -------------------------------------------------------------------------------------------------------
+
+    def _start(self, member: Member) -> None:
+        if not member.encrypts:
+            return
+        commands = {**self._data_plane_commands(member), "agent": self._agent_command(member)}
+        for name, command in commands.items():
+            with _log(member, name).open("ab") as log:
+                member.processes[name] = member.node.start(command, log, env=_environment())
+
+    def _data_plane_commands(self, member: Member) -> dict[str, list[str]]:
+        interfaces = [INTERFACE[version] for version in self.versions]
+        if member.data_plane is DataPlane.WIREGUARD_GO or os.environ.get("STANDIN"):
+            return {f"wireguard-go-{name}": [str(self._wireguard_go), name] for name in interfaces}
+        state = member.node.directory / "state"
+        return {"wgpy": [*WGPY, "run", "--persist", "--state", str(state), *interfaces]}
+
+    def _agent_command(self, member: Member) -> list[str]:
+        if os.environ.get("STANDIN"):
+            return [sys.executable, "/tmp/standin_agent.py", member.name, str(self.directory)]
+        return [*WGPY, "agent", "--node", member.name, "--source", str(self.directory)]
+
+    @staticmethod
+    def _stop(processes: Mapping[str, subprocess.Popen[bytes]]) -> None:
+        for process in processes.values():
+            process.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
+        for process in processes.values():
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    # Objects ---------------------------------------------------------------------------------------------------------
+
+    def _published_keys(self, version: int) -> dict[str, bytes]:
+        keys = {}
+        for member in self.members:
+            annotations = self._read("Node", member.name)["metadata"]["annotations"]
+            if encoded := annotations.get(PUBLIC_KEY[version]):
+                keys[member.name] = base64.b64decode(encoded)
+        return keys
+
+    def _give_block(self, block: Network, target: Member) -> None:
+        """Change the block's affinity, and the node of each pod in it."""
+        manifest = self._read("IPAMBlock", manifests.block_name(block))
+        manifest["spec"]["affinity"] = f"host:{target.name}"
+        for owner in manifest["spec"]["attributes"]:
+            if "pod" in owner["secondary"]:
+                owner["secondary"]["node"] = target.name
+        self._write(manifest)
+
+    def _path(self, kind, name):
+        return self.directory / f"{kind}-{name}.yaml"
+
+    def _read(self, kind, name):
+        import yaml
+
+        return yaml.safe_load(self._path(kind, name).read_text())
+
+    def _write(self, manifest):
+        import yaml
+
+        p = self._path(manifest["kind"], manifest["metadata"]["name"])
+        t = p.with_suffix(".tmp")
+        t.write_text(yaml.safe_dump(manifest))
+        t.rename(p)
+
+    def _delete(self, kind, name):
+        self._path(kind, name).unlink()
+
+    def _node_addresses(self, number: int) -> list[Interface]:
+        return [ip_interface(f"{UNDERLAY_NETWORK[v][number]}/{UNDERLAY_NETWORK[v].prefixlen}") for v in self.versions]
+
+    def _add_pod(self, member: Member, name: str, addresses: Sequence[Address]) -> Pod:
+        pod = member.node.add_pod(f"{manifests.NAMESPACE}/{name}", addresses, mtu=POD_MTU)
+        self._write(manifests.pod(name, member.name, addresses))
+        return pod
+
+
+WGPY = [sys.executable, "-m", "wgpy"]
+
+
+def find_wireguard_go() -> Path | None:
+    """wireguard-go by either of its names: ``go install golang.zx2c4.com/wireguard`` calls it ``wireguard``."""
+    found = shutil.which("wireguard-go") or shutil.which("wireguard")
+    return Path(found) if found else None
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with the packages found wherever the child starts."""
+    root = str(Path(wgpy.__file__).parents[1])
+    # WG_PROCESS_FOREGROUND keeps wireguard-go in the foreground, as -f does, and spares its log a banner about kernels.
+    return {"WG_PROCESS_FOREGROUND": "1", "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+
+
+def _log(member: Member, name: str) -> Path:
+    return member.node.directory / f"{name}.log"
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "its log is empty"
+
+
+def _block(pool: Network, position: int) -> Network:
+    """The ``position``-th block of a pool."""
+    length = manifests.BLOCK_PREFIX_LENGTH[pool.version]
+    base = int(pool.network_address) + (position << (pool.max_prefixlen - length))
+    return ip_network((base, length))
+
+
+def _snapshot(member: Member, version: int) -> DeviceSnapshot:
+    return Client(INTERFACE[version], member.node.wireguard_directory, timeout=2.0).get()
+
+
+def _takes(peer: PeerSnapshot, address: Address) -> bool:
+    return any(address in allowed for allowed in peer.config.allowed_ips)

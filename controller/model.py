@@ -1,0 +1,106 @@
+"""The cluster as the agent sees it: frozen values, and nothing that a node has no use for.
+
+IPv4 and IPv6 are two instances that share nothing but the objects they are read from: own switch, interface, key, port,
+MTU and annotations. Whatever exists once per family is therefore held per family.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from ipaddress import IPv4Address, IPv6Address
+
+from wgpy.config import Prefix
+
+Address = IPv4Address | IPv6Address
+
+
+class Family(Enum):
+    """An IP version. The value is its number."""
+
+    IPV4 = 4
+    IPV6 = 6
+
+    def __str__(self) -> str:
+        return f"IPv{self.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class WireguardConfiguration:
+    """What Felix is configured to do for one family. ``mtu`` 0 is automatic; ``interface`` is Felix's name, not ours."""
+
+    enabled: bool
+    port: int
+    mtu: int
+    interface: str
+
+
+@dataclass(frozen=True, slots=True)
+class FelixConfiguration:
+    """The fields about WireGuard that are in force on one node. The defaults are Felix's. ``keepalive`` is in seconds, 0 for off."""
+
+    ipv4: WireguardConfiguration = WireguardConfiguration(enabled=False, port=51820, mtu=0, interface="wireguard.cali")
+    ipv6: WireguardConfiguration = WireguardConfiguration(enabled=False, port=51821, mtu=0, interface="wg-v6.cali")
+    rule_priority: int = 99
+    keepalive: int = 0
+    host_encryption: bool = False
+
+    def of(self, family: Family) -> WireguardConfiguration:
+        return self.ipv4 if family is Family.IPV4 else self.ipv6
+
+
+@dataclass(frozen=True, slots=True)
+class NodeNetwork:
+    """What a node says of itself in one family.
+
+    ``address`` is where peers send; ``host_addresses`` are all of its own addresses, that one included;
+    ``tunnel_addresses`` those of its tunnels, the WireGuard ``interface_address`` included.
+    """
+
+    address: Address | None = None
+    public_key: bytes | None = None
+    interface_address: Address | None = None
+    tunnel_addresses: tuple[Address, ...] = ()
+    host_addresses: tuple[Address, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node of the cluster."""
+
+    name: str
+    ipv4: NodeNetwork = NodeNetwork()
+    ipv6: NodeNetwork = NodeNetwork()
+
+    def of(self, family: Family) -> NodeNetwork:
+        return self.ipv4 if family is Family.IPV4 else self.ipv6
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block of addresses. ``node`` is the one it is affine to; ``borrowed`` are addresses taken out of it by other nodes.
+
+    A block without a node (its node is gone, or it serves load balancers) has only borrowed addresses.
+    """
+
+    cidr: Prefix
+    node: str | None
+    borrowed: tuple[tuple[Address, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """An IPPool. Routes do not depend on it; tunnel addresses come out of it if it ``allows_tunnels``."""
+
+    cidr: Prefix
+    block_prefix_length: int
+    allows_tunnels: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Everything one node needs to know to take its place in the mesh."""
+
+    felix: FelixConfiguration = FelixConfiguration()
+    nodes: Mapping[str, Node] = field(default_factory=dict)
+    blocks: tuple[Block, ...] = ()
+    pools: tuple[Pool, ...] = ()

@@ -1,0 +1,89 @@
+"""What WireGuard is on one node, in one family, as a value: of the state wanted, and of the state found.
+
+A :class:`State` holds only what is ours: our interface, the routes of our table, the rules that point to it, the device
+behind UAPI. Two states can be compared and subtracted (:mod:`controller.plan`), whatever made them.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from ipaddress import IPv4Interface, IPv6Interface
+
+from wgpy.config import PeerConfig, Prefix
+
+InterfaceAddress = IPv4Interface | IPv6Interface
+
+
+class RouteKind(Enum):
+    """What a route of our table does with a packet."""
+
+    DEVICE = "dev"
+    """Into our interface: encrypted, or dropped."""
+    THROW = "throw"
+    """On to the next rule: in clear, as if our table were not there."""
+    BLACKHOLE = "blackhole"
+    """Dropped. Where encryption was promised and cannot be given just now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route of our table. ``metric`` belongs to its identity; IPv6 routes have 1024 where nobody says otherwise."""
+
+    prefix: Prefix
+    kind: RouteKind
+    metric: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule that points to our table. ``extra`` are selectors we would never write, so that such a rule differs."""
+
+    priority: int
+    fwmark: int
+    fwmask: int
+    is_inverted: bool = True
+    extra: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The interface. None leaves the MTU as it is."""
+
+    is_up: bool
+    mtu: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """The configuration behind UAPI. None leaves a field as it is. Peers are in the order of their keys."""
+
+    private_key: bytes | None = field(default=None, repr=False)
+    listen_port: int | None = None
+    fwmark: int | None = None
+    peers: tuple[PeerConfig, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """``link`` is None where there is no such interface, ``device`` where no data plane answers for it.
+
+    ``masquerades``: what this node sends into the interface from another of its addresses gets the interface's.
+    ``is_underlay_strict``: the underlay's reverse path filter insists on the best path; None leaves it as it is.
+    """
+
+    link: Link | None = None
+    addresses: frozenset[InterfaceAddress] = frozenset()
+    routes: frozenset[Route] = frozenset()
+    rules: frozenset[Rule] = frozenset()
+    device: Device | None = None
+    masquerades: bool = False
+    is_underlay_strict: bool | None = None
+
+    @property
+    def is_promised(self) -> bool:
+        """Packets are directed by our table: what its routes send into the interface must not leave in clear."""
+        return bool(self.rules)
+
+
+def sorted_prefixes(prefixes: "frozenset[Prefix] | set[Prefix]") -> tuple[Prefix, ...]:
+    """In the one order in which two lists of allowed IPs can be compared."""
+    return tuple(sorted(prefixes, key=lambda prefix: (prefix.version, prefix.network_address, prefix.prefixlen)))

@@ -1,0 +1,206 @@
+"""Devices on a virtual clock and a network that does what it is told.
+
+Nothing sleeps: :meth:`Sim.advance` jumps from one announced deadline or arrival to the next. The network keeps a log of every datagram (when, who,
+what), and can lose, delay, duplicate or reorder. A device that announces a deadline and does nothing when it comes makes the simulation fail
+instead of spin.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from math import inf
+
+from noise import crypto
+from wgpy.config import NO_KEY, Endpoint, SetDevice, SetPeer
+from wgpy.core.device import Device
+
+LATENCY = 0.01
+KINDS = {1: "initiation", 2: "response", 3: "cookie reply", 4: "data"}
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One datagram of the log. ``kind`` is initiation, response, cookie reply, data or keepalive."""
+
+    at: float
+    sender: str
+    kind: str
+    size: int
+    ds: int
+    datagram: bytes = field(repr=False)
+
+
+def kind_of(datagram: bytes) -> str:
+    if len(datagram) == 32 and datagram[0] == 4:
+        return "keepalive"
+    return KINDS.get(datagram[0], "unknown")
+
+
+class Host:
+    """A device and its place in the simulated network."""
+
+    def __init__(self, sim: Sim, name: str, number: int) -> None:
+        self.sim = sim
+        self.name = name
+        self.endpoint = Endpoint(f"192.0.2.{number}", 51820)
+        self.address = f"10.0.0.{number}"
+        self.private_key = crypto.clamp(bytes([number]) * 32)
+        self.public_key = crypto.public_key(self.private_key)
+        self.packets: list[bytes] = []
+        """What the device wrote to its TUN: packets, superpackets uncut."""
+        self.device = Device(
+            self,
+            random_bytes=sim.random.randbytes,
+            jitter=lambda: sim.random.uniform(0, 1 / 3),
+            wall_clock=lambda: int((sim.now + sim.epoch) * 1e9),
+        )
+        self.device.apply([SetDevice(private_key=self.private_key, listen_port=51820)], sim.now)
+        self.device.up(sim.now)
+
+    # the device's outputs
+
+    def send(self, datagrams: bytes | memoryview, segment: int, endpoint: Endpoint, source: bytes, ds: int) -> bool:
+        data = bytes(datagrams)
+        assert segment > 0
+        for start in range(0, len(data), segment):
+            self.sim.transmit(self, data[start : start + segment], endpoint, ds)
+        return True
+
+    def write(self, buffers: Sequence[memoryview]) -> None:
+        self.packets.append(b"".join(bytes(buffer) for buffer in buffers)[10:])
+
+    # what a test does to it
+
+    def peer(self, other: Host, *, endpoint: bool = True, **kwargs: object) -> None:
+        """Make ``other`` a peer, with its address as the allowed IP."""
+        change = SetPeer(
+            other.public_key,
+            endpoint=other.endpoint if endpoint else None,
+            allowed_ips=(ip_network(other.address),),
+            **kwargs,  # type: ignore[arg-type]
+        )
+        self.device.apply([change], self.sim.now)
+
+    def send_packet(self, packet: bytes, header: bytes = bytes(10)) -> None:
+        """What the kernel does: a packet appears on the TUN."""
+        self.read(packet, header)
+        self.device.outbound.flush(self.sim.now)
+
+    def read(self, packet: bytes, header: bytes = bytes(10)) -> None:
+        data = header + packet
+        start = 0
+        for buffer in self.device.outbound.buffers:
+            part = data[start : start + len(buffer)]
+            buffer[: len(part)] = part
+            start += len(part)
+        self.device.outbound.packet_read(len(data), self.sim.now)
+
+    def receive(self, datagrams: bytes, segment: int, endpoint: Endpoint, ecn: int = 0) -> None:
+        """Datagrams arrive, as one UDP_GRO burst if there are several."""
+        inbound = self.device.inbound
+        inbound.buffer[: len(datagrams)] = datagrams
+        inbound.datagrams_received(len(datagrams), segment, endpoint, b"", ecn, self.sim.now)
+        while self.device.has_messages:
+            self.device.handle_messages(16, self.sim.now)
+
+    def drops(self) -> dict[str, int]:
+        return {reason.value: count for reason, count in self.device.drops.items() if count}
+
+    def session_with(self, other: Host) -> bool:
+        return self.device.peers[other.public_key].can_send(self.sim.now)
+
+
+class Sim:
+    """``Sim("A", "B")`` has ``sim["A"]`` and ``sim["B"]``; the clock begins at 1000 s."""
+
+    def __init__(self, *names: str, seed: int = 1) -> None:
+        self.random = random.Random(seed)
+        self.now = 1000.0
+        self.epoch = 1_700_000_000.0
+        self.log: list[Sent] = []
+        self.deliver: Callable[[Host, bytes], Iterable[float]] = lambda sender, datagram: (LATENCY,)
+        """For a datagram, after how many seconds each copy of it arrives; () is a loss."""
+        self._flying: list[tuple[float, int, Host, bytes, Endpoint, int]] = []
+        self._number = 0
+        self.hosts = {name: Host(self, name, number) for number, name in enumerate(names, 1)}
+
+    @classmethod
+    def pair(cls, *, preshared_key: bytes = NO_KEY, seed: int = 1) -> Sim:
+        """A and B, who know each other."""
+        sim = cls("A", "B", seed=seed)
+        sim["A"].peer(sim["B"], preshared_key=preshared_key)
+        sim["B"].peer(sim["A"], preshared_key=preshared_key)
+        return sim
+
+    @classmethod
+    def connected(cls, *, seed: int = 1) -> Sim:
+        """A and B with a session that A initiated and B confirmed; the log is empty."""
+        sim = cls.pair(seed=seed)
+        sim["A"].send_packet(packet(sim["A"].address, sim["B"].address))
+        sim.advance(1)
+        assert sim["A"].session_with(sim["B"]) and sim["B"].session_with(sim["A"])
+        sim.log.clear()
+        sim["B"].packets.clear()
+        return sim
+
+    def __getitem__(self, name: str) -> Host:
+        return self.hosts[name]
+
+    def cut(self, *senders: str) -> None:
+        """Lose everything (that the named send) from now on."""
+        self.deliver = lambda sender, datagram: () if not senders or sender.name in senders else (LATENCY,)
+
+    def heal(self) -> None:
+        self.deliver = lambda sender, datagram: (LATENCY,)
+
+    def transmit(self, sender: Host, datagram: bytes, endpoint: Endpoint, ds: int) -> None:
+        self.log.append(Sent(self.now, sender.name, kind_of(datagram), len(datagram), ds, datagram))
+        for host in self.hosts.values():
+            if host.endpoint == endpoint:
+                for delay in self.deliver(sender, datagram):
+                    self._number += 1
+                    heapq.heappush(self._flying, (self.now + delay, self._number, host, datagram, sender.endpoint, ds & 3))
+
+    def sent(self, sender: str, *kinds: str) -> list[Sent]:
+        """The log's entries of ``sender``, of some kinds only if any are named."""
+        return [entry for entry in self.log if entry.sender == sender and (not kinds or entry.kind in kinds)]
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        end = self.now + seconds
+        stuck = 0
+        while True:
+            deadline = min((host.device.next_deadline() for host in self.hosts.values()), default=inf)
+            arrival = self._flying[0][0] if self._flying else inf
+            step = min(deadline, arrival)
+            if step > end:
+                break
+            stuck = stuck + 1 if step <= self.now else 0
+            assert stuck < 10_000, "a device announces a deadline and does nothing about it"
+            self.now = max(self.now, step)
+            if arrival <= deadline:
+                _, _, host, datagram, source, ecn = heapq.heappop(self._flying)
+                host.receive(datagram, 0, source, ecn)
+            else:
+                for host in self.hosts.values():
+                    host.device.expire(self.now)
+        self.now = end
+
+
+def packet(source: str, destination: str, payload: bytes = b"ping", tos: int = 0) -> bytes:
+    """An IPv4 UDP packet with right checksums nowhere looked at but in the header."""
+    from ipaddress import ip_address
+
+    length = 28 + len(payload)
+    header = bytearray(
+        bytes([0x45, tos]) + length.to_bytes(2) + bytes(4) + bytes([64, 17, 0, 0]) + ip_address(source).packed + ip_address(destination).packed
+    )
+    total = sum(int.from_bytes(header[i : i + 2]) for i in range(0, 20, 2))
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    header[10:12] = (~total & 0xFFFF).to_bytes(2)
+    return bytes(header) + (9).to_bytes(2) * 2 + (8 + len(payload)).to_bytes(2) + bytes(2) + payload

@@ -1,0 +1,320 @@
+"""Packets in, datagrams out: the way from the TUN to the network.
+
+HOT; guarded by ``benchmarks/seam.py``.
+
+The daemon reads the TUN straight into the buffers this module names, and reports each read. Packets gather in the rows of an
+arena for as long as they form a *run*: one peer, one padded length, one ECN mark. A run is sealed by one call and leaves as one
+train of equal datagrams (UDP_SEGMENT), of which only the last may be shorter. A TSO superpacket is a run by itself; forty small
+packets read one after another are one, too. Cryptokey routing is per read; timers, counters and key checks are per run.
+
+All memory is allocated once. Plain packets stand in rows of a fixed stride, wide enough for the MTU; datagrams stand back to
+back in a second buffer, because UDP_SEGMENT wants them so. The views that cut both into rows of one padded length are a
+:class:`_Layout`, made when that length is first met.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from noise.transport import seal
+from tun.offload import OffloadError, Superpacket, complete_checksum, complete_checksums
+from wgpy.core.arena import HEADER, MAX_LAYOUTS, MAX_ROWS, MAX_SEGMENTS, MAX_TRAIN, OVERHEAD, TAG, column, padded_length
+from wgpy.core.drops import Drop
+from wgpy.core.peer import Peer
+
+if TYPE_CHECKING:
+    from wgpy.core.device import Device
+
+VIRTIO_HEADER = 10
+NEEDS_CSUM = 1
+MAX_READ = 65535
+TRANSPORT = 4
+
+_VECTOR_WORTH = 4
+"""Rows from which one vector checksum is cheaper than one each."""
+
+_OUTER_ECN = (0, 1, 2, 2)
+"""Outer ECN by inner ECN: the same, but congestion experienced becomes ECT(0) (RFC 6040; protocol 1.10)."""
+
+
+class _Layout:
+    """The views of both buffers for one padded length. A run may have more rows than one train carries datagrams."""
+
+    __slots__ = ("counters", "datagram", "packets", "padded", "receivers", "sealed", "train", "types")
+
+    def __init__(self, padded: int, packets: memoryview, stride: int, datagrams: bytearray) -> None:
+        self.padded = padded
+        self.datagram = padded + OVERHEAD
+        self.train = max(1, min(MAX_SEGMENTS, MAX_TRAIN // self.datagram))
+        view = memoryview(datagrams)
+        self.packets = [packets[i * stride : i * stride + padded] for i in range(MAX_ROWS)]
+        self.sealed = [view[i * self.datagram + HEADER : (i + 1) * self.datagram] for i in range(self.train)]
+        self.types = column(datagrams, self.train, self.datagram, 0, "<u4")
+        self.receivers = column(datagrams, self.train, self.datagram, 4, "<u4")
+        self.counters = column(datagrams, self.train, self.datagram, 8, "<u8")
+
+
+class Outbound:
+    """The outbound half of a device's data path. ``buffers`` says where the next TUN read goes."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._header = bytearray(VIRTIO_HEADER)
+        self._datagrams = bytearray(MAX_TRAIN + OVERHEAD + MAX_READ)
+        self._datagrams_view = memoryview(self._datagrams)
+        self._peer: Peer | None = None
+        self._layout: _Layout | None = None
+        self._typed: _Layout | None = None
+        """The layout whose message types stand in the datagram buffer."""
+        self._count = 0
+        self._row_length = 0
+        self._ecn = 0
+        self._partial: list[tuple[int, int, int]] = []
+        """Rows whose checksum is half done: (row, csum_start, csum_offset)."""
+        self.buffers: list[memoryview] = []
+        """Where the next read goes, for readv: virtio header, the next row, and the rest of a superpacket."""
+        self._allocate(device.mtu)
+
+    def _allocate(self, mtu: int) -> None:
+        self._stride = (max(mtu, 1280) + 63) & ~63
+        memory = bytearray(MAX_ROWS * self._stride)
+        self._packets = memoryview(memory)
+        self._matrix = np.frombuffer(memory, dtype=np.uint8).reshape(MAX_ROWS, self._stride)
+        self._slots = [self._packets[i * self._stride : (i + 1) * self._stride] for i in range(MAX_ROWS)]
+        # A superpacket begins in a slot and goes on behind the headroom that the slot's bytes are copied to: contiguous.
+        self._superpacket = memoryview(bytearray(self._stride + MAX_READ))
+        overflow = self._superpacket[self._stride :]
+        header = memoryview(self._header)
+        self._reads = [[header, slot, overflow] for slot in self._slots]
+        self._layouts: dict[int, _Layout] = {}
+        self._typed = None
+        self.buffers = self._reads[0]
+
+    def mtu_changed(self, now: float) -> None:
+        """Make rows as wide as the device's MTU now is."""
+        self.flush(now)
+        if self._device.mtu > self._stride:
+            self._allocate(self._device.mtu)
+
+    def packet_read(self, size: int, now: float) -> None:
+        """``size`` bytes, virtio header included, were read into ``buffers``."""
+        length = size - VIRTIO_HEADER
+        slot = self._slots[self._count]
+        header = self._header
+        if header[1]:
+            self._superpacket_read(length, now)
+            return
+        if length > self._stride:
+            self._wide_packet_read(length, now)
+            return
+        peer = self._route(slot, length)
+        if peer is None:
+            return
+        if not peer.can_send(now):
+            packet = slot[:length]
+            if not header[0] & NEEDS_CSUM or self._complete(packet):
+                self._device.stage(peer, bytes(packet), now)
+            return
+        self._gather(peer, length, now)
+
+    def _gather(self, peer: Peer, length: int, now: float) -> None:
+        """The packet of ``length`` bytes in the next slot is for ``peer``: let it join the run, or end the run and begin another."""
+        slot = self._slots[self._count]
+        header = self._header
+        ecn = _OUTER_ECN[(slot[1] if slot[0] >> 4 == 4 else slot[1] >> 4) & 3]
+        padded = padded_length(length, self._device.mtu)
+        layout = self._layout
+        if self._count and (peer is not self._peer or ecn != self._ecn or padded > layout.padded):  # type: ignore[union-attr]
+            packet = bytes(slot[:length])
+            self.flush(now)
+            slot = self._slots[0]
+            slot[:length] = packet
+        if not self._count:
+            self._begin(peer, padded, ecn)
+        layout = self._layout
+        assert layout is not None
+        if layout.padded != length:
+            # Zero: what is padding must not be an older packet. To the run's length, so that sums over rows are right.
+            slot[length : layout.padded] = bytes(layout.padded - length)
+        if header[0] & NEEDS_CSUM:
+            # the fields of struct virtio_net_hdr, little-endian as every machine that runs this
+            self._partial.append((self._count, header[6] | header[7] << 8, header[8] | header[9] << 8))
+        self._count += 1
+        if padded < layout.padded:
+            self._seal(padded, now)
+        elif self._count == MAX_ROWS:
+            self._seal(0, now)
+        else:
+            self.buffers = self._reads[self._count]
+
+    def staged_packet(self, peer: Peer, packet: bytes, now: float) -> None:
+        """Seal a packet that waited for the session of ``peer`` (its checksums are complete)."""
+        self._header[:] = bytes(VIRTIO_HEADER)
+        length = len(packet)
+        if length > self._stride:
+            self.flush(now)
+            self._allocate(length)
+        self._slots[self._count][:length] = packet
+        self._gather(peer, length, now)
+
+    def keepalive(self, peer: Peer, now: float) -> None:
+        """Seal an empty packet."""
+        self.flush(now)
+        self._begin(peer, 0, 0)
+        self._count = 1
+        self._seal(0, now)
+
+    def flush(self, now: float) -> None:
+        """Seal and send what has gathered. To be called when a burst of reads is over."""
+        if self._count:
+            self._seal(0, now)
+
+    # ------------------------------------------------------------------------------------------------------------
+
+    def _route(self, packet: memoryview, length: int) -> Peer | None:
+        """The peer that owns the destination address; None (counted) if there is none or this is no IP packet."""
+        version = packet[0] >> 4 if length else 0
+        if version == 4 and length >= 20:
+            peer = self._device.allowed_ips.lookup(bytes(packet[16:20]))
+        elif version == 6 and length >= 40:
+            peer = self._device.allowed_ips.lookup(bytes(packet[24:40]))
+        else:
+            self._device.count_drop(Drop.NOT_IP)
+            return None
+        if peer is None:
+            self._device.count_drop(Drop.NO_PEER)
+        elif peer.endpoint is None:
+            self._device.count_drop(Drop.NO_ENDPOINT)
+            return None
+        return peer
+
+    def _begin(self, peer: Peer, padded: int, ecn: int) -> None:
+        layout = self._layouts.get(padded)
+        if layout is None:
+            if len(self._layouts) >= MAX_LAYOUTS:
+                self._layouts.clear()
+            layout = self._layouts[padded] = _Layout(padded, self._packets, self._stride, self._datagrams)
+        if layout is not self._typed:
+            layout.types[:] = TRANSPORT
+            self._typed = layout
+        self._peer, self._layout, self._ecn = peer, layout, ecn
+
+    def _seal(self, tail: int, now: float) -> None:
+        """Seal the run and send it, train by train. ``tail`` is the padded length of the last row where it is shorter, else 0."""
+        peer, layout, count = self._peer, self._layout, self._count
+        assert peer is not None and layout is not None
+        self._count = 0
+        self.buffers = self._reads[0]
+        if self._partial:
+            self._complete_rows(count, layout)
+        train = layout.train
+        for first in range(0, count, train):
+            rows = min(train, count - first)
+            size = rows * layout.datagram
+            packets, sealed = layout.packets[first : first + rows], layout.sealed[:rows]
+            if tail and first + rows == count:
+                size += tail - layout.padded
+                packets[-1] = packets[-1][:tail]
+                sealed[-1] = sealed[-1][: tail + TAG]
+            keypair = peer.keypairs.current
+            if keypair is None or seal(keypair, packets, sealed, layout.receivers, layout.counters) < rows:
+                # The session ended while packets gathered: nobody to seal for.
+                self._device.count_drop(Drop.NO_SESSION, rows)
+                continue
+            self._device.data_sealed(peer, self._datagrams_view[:size], layout.datagram, rows, self._ecn, now)
+
+    def _complete(self, packet: memoryview) -> bool:
+        """Finish the half-done checksum of the packet just read; False (counted) if its header makes no sense."""
+        header = self._header
+        try:
+            complete_checksum(packet, header[6] | header[7] << 8, header[8] | header[9] << 8)
+        except OffloadError:
+            self._device.count_drop(Drop.BAD_OFFLOAD)
+            return False
+        return True
+
+    def _complete_rows(self, count: int, layout: _Layout) -> None:
+        """Finish half-done checksums. Padding is zero, so a sum over the padded row is the sum over the packet."""
+        partial, self._partial = self._partial, []
+        _, start, offset = partial[0]
+        uniform = count == len(partial) >= _VECTOR_WORTH and all(p[1] == start and p[2] == offset for p in partial)
+        try:
+            if uniform:
+                complete_checksums(self._matrix[:count], layout.padded, start, offset)
+                return
+            for row, start, offset in partial:
+                complete_checksum(layout.packets[row], start, offset)
+        except OffloadError:
+            # The kernel wrote this header; a receiver will drop the packet for its checksum.
+            self._device.count_drop(Drop.BAD_OFFLOAD)
+
+    def _wide_packet_read(self, length: int, now: float) -> None:
+        """A single packet wider than a row: the MTU has grown and we have not been told yet."""
+        self._superpacket[: self._stride] = self._slots[self._count]
+        packet = bytes(self._superpacket[:length])
+        self.flush(now)
+        self._allocate(length)
+        self._slots[0][:length] = packet
+        self.packet_read(VIRTIO_HEADER + length, now)
+
+    def _superpacket_read(self, length: int, now: float) -> None:
+        """Split a superpacket into rows and seal them, train by train."""
+        head = min(length, self._stride)
+        packet = self._superpacket
+        packet[:head] = self._slots[self._count][:head]
+        peer = self._route(packet, length)
+        if peer is None:
+            return
+        try:
+            superpacket = Superpacket.parse(self._header, packet[:length])
+        except OffloadError:
+            self._device.count_drop(Drop.BAD_OFFLOAD)
+            return
+        row_length = superpacket.row_length
+        if row_length > self._stride:
+            self.flush(now)
+            kept = bytes(packet[:length])
+            self._allocate(row_length)
+            packet = self._superpacket
+            packet[:length] = kept
+            superpacket = Superpacket.parse(self._header, packet[:length])
+        if not peer.can_send(now):
+            self.flush(now)
+            self._stage_superpacket(peer, superpacket, now)
+            return
+        ecn = _OUTER_ECN[(packet[1] if packet[0] >> 4 == 4 else packet[1] >> 4) & 3]
+        padded = padded_length(row_length, self._device.mtu)
+        if self._count and (peer is not self._peer or ecn != self._ecn or padded != self._layout.padded):  # type: ignore[union-attr]
+            self.flush(now)
+        matrix = self._matrix
+        first = 0
+        while first < superpacket.count:
+            if not self._count:
+                self._begin(peer, padded, ecn)
+            start = self._count
+            end = start + superpacket.fill(matrix[start:], first)
+            if padded != row_length:
+                matrix[start:end, row_length:padded] = 0
+            first += end - start
+            self._count = end
+            tail = 0
+            if first == superpacket.count:
+                tail = padded_length(superpacket.last_length, self._device.mtu)
+                matrix[end - 1, superpacket.last_length : padded] = 0
+                if tail == padded:
+                    tail = 0
+            if tail or end == MAX_ROWS:
+                self._seal(tail, now)
+        if self._count:
+            self.buffers = self._reads[self._count]
+
+    def _stage_superpacket(self, peer: Peer, superpacket: Superpacket, now: float) -> None:
+        """Keep the segments of a superpacket until there is a session."""
+        first = 0
+        while first < superpacket.count:
+            for row in range(superpacket.fill(self._matrix, first)):
+                first += 1
+                length = superpacket.last_length if first == superpacket.count else superpacket.row_length
+                self._device.stage(peer, bytes(self._slots[row][:length]), now)

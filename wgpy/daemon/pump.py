@@ -1,0 +1,175 @@
+"""The pump: what is readable is read, within a budget, and handed to the device with one ``now``.
+
+HOT; guarded by ``benchmarks/seam.py``.
+
+One loop, one thread. A readable TUN or socket is drained for a bounded number of reads, so that neither direction, nor the UAPI socket, nor a
+timer waits for long; what is left is still readable and its turn comes again. The loop's timer is lazy: it is moved only to an earlier
+moment, and a wake-up that finds nothing due sets the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable, Sequence
+from math import inf
+
+from tun.interface import Tun, TunDown, TunGone, TunRefused
+from wgpy.config import Endpoint
+from wgpy.core.device import Device
+from wgpy.core.drops import Drop
+from wgpy.daemon.udp import Received, Sockets
+
+log = logging.getLogger(__name__)
+
+TUN_READS = 64
+"""Reads of the TUN in one turn: a run of small packets, or up to 4 MB of superpackets."""
+UDP_READS = 16
+"""Receives of a socket in one turn: up to 1 MB."""
+MESSAGES = 4
+"""Handshake messages in one turn: about a millisecond of work."""
+
+_clock_gettime = time.clock_gettime
+CLOCK_BOOTTIME = time.CLOCK_BOOTTIME
+
+
+def boottime() -> float:
+    """Seconds on a clock that goes on while the machine sleeps: keys age in suspend, too (protocol 1.6)."""
+    return _clock_gettime(CLOCK_BOOTTIME)
+
+
+class Pump:
+    """Moves bytes between one TUN, its sockets and one device. It is the device's :class:`~wgpy.core.device.Outputs`."""
+
+    def __init__(self, tun: Tun, sockets: Sockets, gone: Callable[[], None]) -> None:
+        self._tun = tun
+        self._sockets = sockets
+        self._gone = gone
+        self._loop = asyncio.get_running_loop()
+        self._received = Received()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = inf
+        self._busy = False
+
+    def start(self, device: Device) -> None:
+        """Begin reading the TUN for ``device``."""
+        self._device = device
+        self._loop.add_reader(self._tun.fileno(), self._tun_readable)
+
+    def watch_sockets(self) -> None:
+        """Begin receiving from the sockets, just bound."""
+        for sock in self._sockets:
+            self._loop.add_reader(sock, self._socket_readable, sock)
+
+    def unwatch_sockets(self) -> None:
+        """Stop receiving; to be called before the sockets are closed."""
+        for sock in self._sockets:
+            self._loop.remove_reader(sock)
+
+    def stop(self) -> None:
+        self._loop.remove_reader(self._tun.fileno())
+        self.unwatch_sockets()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # -- outputs -------------------------------------------------------------------------------------------------
+
+    def send(self, datagrams: bytes | memoryview, segment: int, endpoint: Endpoint, source: bytes, ds: int) -> bool:
+        return self._sockets.send(datagrams, segment, endpoint, source, ds)
+
+    def write(self, buffers: Sequence[memoryview]) -> None:
+        """Hand a packet to the TUN. What it does not take is lost and counted, as with a full receive ring."""
+        try:
+            self._tun.write(buffers)
+        except TunRefused:
+            self._write_again(buffers)
+        except TunGone:
+            self._gone()
+        except (TunDown, OSError):
+            self._device.count_drop(Drop.INTERFACE_REFUSED)
+
+    def _write_again(self, buffers: Sequence[memoryview]) -> None:
+        """Some kernels refuse superpackets: from now on none of this kind is made, and this one goes in pieces (protocol 3.5)."""
+        pieces = self._device.inbound.coalescer.refused(tuple(buffers))
+        if not pieces:
+            self._device.count_drop(Drop.INTERFACE_REFUSED)
+            return
+        log.warning("this kernel refuses superpackets of a kind: writing packet by packet")
+        for piece in pieces:
+            try:
+                self._tun.write(piece)
+            except (TunRefused, TunDown, OSError):
+                self._device.count_drop(Drop.INTERFACE_REFUSED)
+
+    # -- inputs --------------------------------------------------------------------------------------------------
+
+    def _tun_readable(self) -> None:
+        device, tun, outbound = self._device, self._tun, self._device.outbound
+        now = boottime()
+        try:
+            for _ in range(TUN_READS):
+                outbound.packet_read(tun.read(outbound.buffers), now)
+        except BlockingIOError:
+            pass
+        except TunGone:
+            self._gone()
+            return
+        except OSError as error:
+            log.error("reading the interface failed: %s", error.strerror)
+            self._gone()
+            return
+        outbound.flush(now)
+        if device.next_deadline() < self._timer_at:
+            self._arm(now)
+
+    def _socket_readable(self, sock: socket.socket) -> None:
+        device, inbound, received = self._device, self._device.inbound, self._received
+        receive = self._sockets.receive
+        now = boottime()
+        for _ in range(UDP_READS):
+            try:
+                whole = receive(sock, inbound.buffer, received)
+            except BlockingIOError:
+                break
+            except OSError:
+                continue  # an ICMP error of something sent earlier: it is reported once
+            if whole:
+                inbound.datagrams_received(
+                    received.size, received.segment, received.endpoint, received.source, received.ecn, now
+                )
+            else:
+                device.count_drop(Drop.UNKNOWN_MESSAGE)
+        self.settle(now)
+
+    def settle(self, now: float) -> None:
+        """After anything was fed to the device: work on handshakes, and see that its next deadline is kept."""
+        device = self._device
+        if device.has_messages and not self._busy:
+            device.handle_messages(MESSAGES, now)
+            if device.has_messages:
+                self._busy = True
+                self._loop.call_soon(self._go_on)
+        if device.next_deadline() < self._timer_at:
+            self._arm(now)
+
+    def _go_on(self) -> None:
+        self._busy = False
+        self.settle(boottime())
+
+    # -- time ----------------------------------------------------------------------------------------------------
+
+    def _arm(self, now: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = self._device.next_deadline()
+        # The loop counts in milliseconds and may round down: a wake-up a millisecond late finds its deadline passed.
+        self._timer = self._loop.call_later(max(0.0, self._timer_at - now) + 0.001, self._expire)
+
+    def _expire(self) -> None:
+        now = boottime()
+        self._timer, self._timer_at = None, inf
+        self._device.expire(now)
+        if self._device.next_deadline() < inf:
+            self._arm(now)

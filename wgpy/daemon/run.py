@@ -1,0 +1,377 @@
+"""One data-plane process: a TUN, its sockets, its UAPI socket and one device, wired together.
+
+Two ways in. :func:`drop_in` is ``wgpy IFNAME``, which does what ``wireguard-go IFNAME`` does: it goes into the background once the interface and
+its UAPI socket can be used, and ends when the interface or the socket file is deleted. :func:`run` is ``wgpy run IFNAME…``, for
+services and pods: foreground, a persistent interface, a state directory, metrics, one process for each interface.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import random
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+# numpy's linear algebra would start a thread for each core, which nobody here needs and which wakes up.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import uvloop
+
+from noise.constants import REKEY_TIMEOUT_JITTER
+from tun import Tun, TunError, adopt_tun, open_tun
+from tun.link import LinkMonitor
+from wgpy import wgconf
+from wgpy.config import DEFAULT_MTU, Change, DeviceSnapshot, SetDevice, changes_to
+from wgpy.core.device import Device
+from wgpy.daemon.pump import Pump, boottime
+from wgpy.daemon.uapi_server import DIRECTORY, Deletion, SocketInUse, UapiServer, listen
+from wgpy.daemon.udp import Sockets
+
+log = logging.getLogger("wgpy")
+
+APPLY_PORTION = 64
+"""Changes applied before packets get their turn."""
+
+
+class SetupError(Exception):
+    """The process cannot do its work. The message is one line: what is wrong, and what to do."""
+
+
+class Process:
+    """Everything one interface needs, from :meth:`start` until :meth:`run` returns."""
+
+    def __init__(self, tun: Tun, listener: socket.socket, state: Path | None = None, metrics: str | None = None) -> None:
+        self._tun = tun
+        self._listener = listener
+        self._state = state
+        self._metrics_address = metrics
+        self._stopped = asyncio.Event()
+        self._sockets = Sockets()
+        self._pump = Pump(tun, self._sockets, self._stop)
+        self._link = LinkMonitor(tun.fileno())
+        link = self._link.state()
+        self.device = Device(
+            self._pump,
+            random_bytes=secrets.token_bytes,
+            jitter=lambda: random.uniform(0, REKEY_TIMEOUT_JITTER),
+            wall_clock=time.time_ns,
+            mtu=link.mtu or DEFAULT_MTU,
+        )
+        self.device.inbound.coalescer.tso = tun.offloads.tcp_gro
+        self.device.inbound.coalescer.uso = tun.offloads.udp_gro
+        self._uapi = UapiServer(listener, self._snapshot, self._apply)
+        self._deletion = Deletion(Path(listener.getsockname()))
+
+    async def start(self) -> None:
+        """Restore the state, follow the link, answer UAPI. Raises SetupError, and leaves nothing behind then."""
+        loop = asyncio.get_running_loop()
+        try:
+            await self._restore()
+            self._pump.start(self.device)
+            self._link_changed()
+            loop.add_reader(self._link.fileno(), self._link_changed)
+            loop.add_reader(self._deletion.fileno(), self._socket_file_changed)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._stop)
+            await self._uapi.start()
+            await self._start_metrics()
+        except (OSError, SetupError) as error:
+            await self.stop()
+            raise SetupError(str(error)) from None
+
+    async def _start_metrics(self) -> None:
+        if self._metrics_address is None:
+            return
+        from wgpy.daemon.metrics import DeviceCollector, MetricsServer, renderer
+
+        server = MetricsServer(self._metrics_address, renderer(DeviceCollector(self._tun.name, self.device, self._sockets)))
+        try:
+            await server.start()
+        except OSError as error:
+            raise SetupError(f"metrics cannot be served on {self._metrics_address}: {error.strerror}; choose another") from None
+
+    async def run(self) -> None:
+        """Work until the interface or the socket file is deleted, or a signal says so."""
+        # What lives now lives long: the collector need not look at it again, and what is left is small.
+        gc.collect()
+        gc.freeze()
+        await self._stopped.wait()
+        self._save()
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Let go of everything: sockets, UAPI socket file, interface (a persistent one stays)."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._link.fileno())
+        loop.remove_reader(self._deletion.fileno())
+        self._pump.stop()
+        self.device.down()
+        with contextlib.suppress(AttributeError):
+            await self._uapi.stop()
+        if not self._deletion.happened():
+            os.unlink(self._listener.getsockname())
+        self._deletion.close()
+        self._listener.close()
+        self._link.close()
+        self._sockets.close()
+        self._tun.close()
+
+    def _stop(self) -> None:
+        self._stopped.set()
+
+    def _socket_file_changed(self) -> None:
+        if self._deletion.happened():
+            log.info("the UAPI socket file was deleted: ending")
+            self._stop()
+
+    # -- link state ----------------------------------------------------------------------------------------------
+
+    def _link_changed(self) -> None:
+        """Something happened to an interface: ours may be up, down, of another MTU, renamed, moved or gone."""
+        self._link.drain()
+        try:
+            state = self._link.state()
+        except (OSError, TunError):
+            self._stop()
+            return
+        now = boottime()
+        device = self.device
+        if state.mtu != device.mtu:
+            device.mtu_changed(state.mtu, now)
+        if state.is_up and not device.is_up:
+            try:
+                self._bind(device.listen_port, device.fwmark)
+            except OSError as error:
+                log.error("UDP port %d cannot be bound: %s; choose another listen port", device.listen_port, error.strerror)
+                return
+            log.info("interface up, listening on UDP port %d", self._sockets.port)
+            device.up(now)
+        elif not state.is_up and device.is_up:
+            log.info("interface down")
+            device.down()
+            self._unbind()
+        self._pump.settle(now)
+
+    def _bind(self, port: int, fwmark: int) -> None:
+        self._pump.unwatch_sockets()
+        try:
+            self._sockets.bind(port, fwmark)
+        finally:
+            self._pump.watch_sockets()
+
+    def _unbind(self) -> None:
+        self._pump.unwatch_sockets()
+        self._sockets.close()
+
+    # -- configuration -------------------------------------------------------------------------------------------
+
+    def _snapshot(self) -> DeviceSnapshot:
+        self._link_changed()
+        snapshot = self.device.snapshot()
+        if self._sockets.is_bound:
+            return replace(snapshot, listen_port=self._sockets.port)
+        return snapshot
+
+    async def _apply(self, changes: list[Change]) -> None:
+        """Apply changes in portions. What can fail, the port, is done first: then nothing else has changed."""
+        self._link_changed()
+        self._set_sockets(changes)
+        for start in range(0, len(changes), APPLY_PORTION):
+            now = boottime()
+            self.device.apply(changes[start : start + APPLY_PORTION], now)
+            self._pump.settle(now)
+            await asyncio.sleep(0)
+        self._save()
+
+    def _set_sockets(self, changes: Iterable[Change]) -> None:
+        device = self.device
+        port, fwmark = device.listen_port, device.fwmark
+        for change in changes:
+            if isinstance(change, SetDevice):
+                port = port if change.listen_port is None else change.listen_port
+                fwmark = fwmark if change.fwmark is None else change.fwmark
+        if not device.is_up:
+            return
+        if port != device.listen_port and port != self._sockets.port:
+            self._bind(port, fwmark)
+        elif fwmark != device.fwmark:
+            self._sockets.set_fwmark(fwmark)
+
+    # -- state directory -----------------------------------------------------------------------------------------
+
+    @property
+    def _state_file(self) -> Path | None:
+        return None if self._state is None else self._state / f"{self._tun.name}.conf"
+
+    async def _restore(self) -> None:
+        path = self._state_file
+        if path is None or not path.exists():
+            return
+        try:
+            config = wgconf.parse(path.read_text())
+        except (OSError, ValueError) as error:
+            raise SetupError(f"{path} cannot be read: {error}; mend or delete it") from None
+        self.device.apply(changes_to(config), boottime())
+        log.info("restored %d peers from %s", len(config.peers), path)
+
+    def _save(self) -> None:
+        """Keep the configuration as it is, so that a new process goes on where this one was killed."""
+        path = self._state_file
+        if path is None:
+            return
+        try:
+            write_private(path, wgconf.format(self.device.snapshot().config))
+        except OSError as error:
+            log.error("the configuration cannot be kept in %s: %s", path, error.strerror)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace ``path`` by a file that only its owner may read, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+# The process -------------------------------------------------------------------------------------------------------
+
+
+async def _serve(name: str, *, state: Path | None, metrics: str | None, persist: bool, ready: Callable[[], None]) -> None:
+    """Set up interface ``name``, call ``ready``, and work until told to end. Raises SetupError with everything undone."""
+    listener = _listener(name)
+    try:
+        tun = _tun(name)
+    except TunError as error:
+        os.unlink(listener.getsockname())
+        listener.close()
+        raise SetupError(str(error)) from None
+    process = Process(tun, listener, state, metrics)
+    await process.start()
+    if persist:
+        tun.persist()  # last: a set-up that fails must leave no interface behind
+    log.info("ready")
+    ready()
+    await process.run()
+
+
+def _listener(name: str) -> socket.socket:
+    if (fd := os.environ.pop("WG_UAPI_FD", None)) is not None:
+        return socket.socket(fileno=int(fd))
+    try:
+        return listen(name)
+    except SocketInUse as error:
+        raise SetupError(f"{error}: {name} is already running") from None
+    except OSError as error:
+        raise SetupError(f"the UAPI socket cannot be bound in {DIRECTORY}: {error.strerror}; run as root") from None
+
+
+def _tun(name: str) -> Tun:
+    if (fd := os.environ.pop("WG_TUN_FD", None)) is not None:
+        return adopt_tun(int(fd))
+    return open_tun(name, mtu=DEFAULT_MTU)
+
+
+def _serve_until_done(
+    name: str, *, state: Path | None = None, metrics: str | None = None, persist: bool = False, ready: Callable[[], None] = lambda: None
+) -> int:
+    try:
+        uvloop.run(_serve(name, state=state, metrics=metrics, persist=persist, ready=ready))
+    except SetupError as error:
+        print(f"wgpy: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _configure_logging(name: str, default: str) -> str:
+    """LOG_LEVEL as wireguard-go has it: verbose or debug, error, silent; and info, which is what services want."""
+    level = os.environ.get("LOG_LEVEL", default)
+    levels = {
+        "verbose": logging.DEBUG,
+        "debug": logging.DEBUG,
+        "info": logging.INFO,
+        "error": logging.ERROR,
+        "silent": logging.CRITICAL + 1,
+    }
+    logging.basicConfig(level=levels.get(level, logging.ERROR), format=f"%(levelname)s: ({name}) %(asctime)s %(message)s")
+    return level
+
+
+def drop_in(ifname: str, foreground: bool) -> int:
+    """``wgpy IFNAME``: the exit status. In the background, 0 comes once interface and UAPI socket can be used."""
+    level = _configure_logging(ifname, "error")
+    if foreground or os.environ.get("WG_PROCESS_FOREGROUND") == "1":
+        return _serve_until_done(ifname)
+    return _in_background(ifname, keep_output=level in ("verbose", "debug"))
+
+
+def _in_background(ifname: str, *, keep_output: bool) -> int:
+    is_ready, tell_ready = os.pipe()
+    if os.fork():
+        os.close(tell_ready)
+        return 0 if os.read(is_ready, 1) else 1
+    os.close(is_ready)
+    os.setsid()
+
+    def ready() -> None:
+        os.chdir("/")
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0,) if keep_output else (0, 1, 2):
+            os.dup2(null, fd)
+        os.close(null)
+        os.write(tell_ready, b"1")
+        os.close(tell_ready)
+
+    os._exit(_serve_until_done(ifname, ready=ready))
+
+
+def run(names: list[str], state: Path | None, metrics: str | None, persist: bool) -> int:
+    """``wgpy run IFNAME…``: the exit status. With several interfaces each is a process of its own, started again when it dies.
+
+    ``metrics`` is ADDRESS:PORT; the second interface serves its metrics on the next port, and so on.
+    """
+    _configure_logging(",".join(names), "info")
+    if state is not None:
+        try:
+            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            print(f"wgpy: the state directory {state} cannot be made: {error.strerror}", file=sys.stderr)
+            return 1
+    if len(names) == 1:
+        return _serve_until_done(names[0], state=state, metrics=metrics, persist=persist)
+    from wgpy.daemon.supervise import supervise
+
+    return supervise([_child_command(name, state, _nth_address(metrics, i), persist) for i, name in enumerate(names)])
+
+
+def _child_command(name: str, state: Path | None, metrics: str | None, persist: bool) -> list[str]:
+    command = [sys.executable, "-m", "wgpy", "run", name]
+    if state is not None:
+        command += ["--state", str(state)]
+    if metrics is not None:
+        command += ["--metrics", metrics]
+    return [*command, "--persist"] if persist else command
+
+
+def _nth_address(address: str | None, n: int) -> str | None:
+    if address is None:
+        return None
+    host, _, port = address.rpartition(":")
+    return f"{host}:{int(port) + n}"

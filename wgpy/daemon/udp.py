@@ -1,0 +1,301 @@
+"""The outer sockets: one for IPv4 and one for IPv6 on the same port.
+
+HOT (send, receive); guarded by ``benchmarks/seam.py``.
+
+Trains go out in one call with UDP_SEGMENT and come in with one call with UDP_GRO. Both are probed; without them everything works, one
+datagram a call. Where the path refuses a train (EIO: the device cannot checksum it; EINVAL or EMSGSIZE: a segment does not fit the path),
+its datagrams are sent one by one.
+
+Addresses are sticky: what comes to one of our addresses is answered from that address (IP_PKTINFO), because a peer behind a firewall
+knows us only by it. A source address that is no longer ours is refused by the kernel; then the datagram goes out without it, and it is not
+used again until something arrives there.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import struct
+from collections.abc import Iterator
+
+from wgpy.config import Endpoint
+
+log = logging.getLogger(__name__)
+
+UDP_SEGMENT = 103
+UDP_GRO = 104
+IP_MTU_DISCOVER = 10
+IPV6_MTU_DISCOVER = 23
+PMTUDISC_DONT = 0
+IP_PKTINFO = 8
+IP_RECVTOS = 13
+SO_SNDBUFFORCE = 32
+SO_RCVBUFFORCE = 33
+BUFFER_BYTES = 7 << 20
+"""Socket buffers: 7 MB, as wireguard-go asks for (protocol 3.2)."""
+
+BIND_ATTEMPTS = 100
+REMEMBERED = 4096
+
+_SEGMENT = struct.Struct("=H")
+_INT = struct.Struct("=i")
+_IN_PKTINFO = struct.Struct("=I4s4s")
+_IN6_PKTINFO = struct.Struct("=16sI")
+_CONTROL_SPACE = socket.CMSG_SPACE(_INT.size) * 2 + socket.CMSG_SPACE(_IN6_PKTINFO.size)
+_TRAIN_REFUSED = {errno.EIO, errno.EINVAL, errno.EMSGSIZE}
+_SOURCE_REFUSED = {errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.ENODEV}
+
+Control = list[tuple[int, int, bytes]]
+
+
+class Received:
+    """What came with a datagram, beside its bytes. One object serves all receives: read it before the next."""
+
+    __slots__ = ("ecn", "endpoint", "segment", "size", "source")
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.segment = 0
+        self.endpoint = Endpoint("0.0.0.0", 0)
+        self.source = b""
+        self.ecn = 0
+
+
+class Sockets:
+    """The bound sockets of one device. ``segmentation`` and ``coalescing`` False do without UDP_SEGMENT and UDP_GRO."""
+
+    def __init__(self, *, segmentation: bool = True, coalescing: bool = True) -> None:
+        self.segmentation = segmentation
+        self.coalescing = coalescing
+        self.port = 0
+        self.fwmark = 0
+        self.send_errors = 0
+        """Calls the kernel refused."""
+        self.plain_trains = 0
+        """Trains that had to be sent one datagram at a time."""
+        self._sockets: dict[int, socket.socket] = {}
+        self._controls: dict[tuple[int, bytes, int, int], Control] = {}
+        self._endpoints: dict[tuple[object, ...], Endpoint] = {}
+        self._sources: dict[bytes, bytes] = {}
+        self._dead_sources: set[bytes] = set()
+        self._logged: set[int] = set()
+
+    @property
+    def is_bound(self) -> bool:
+        return bool(self._sockets)
+
+    def __iter__(self) -> Iterator[socket.socket]:
+        return iter(self._sockets.values())
+
+    def bind(self, port: int, fwmark: int) -> None:
+        """Bind both families to ``port`` (0: any free one) in place of what was bound. OSError leaves everything as it was."""
+        sockets = self._bind_both(port, fwmark)
+        self.close()
+        self._sockets = sockets
+        self.port = next(iter(sockets.values())).getsockname()[1]
+        self.fwmark = fwmark
+        self._controls.clear()
+
+    def _bind_both(self, port: int, fwmark: int) -> dict[int, socket.socket]:
+        for attempt in range(BIND_ATTEMPTS):
+            sockets: dict[int, socket.socket] = {}
+            try:
+                for family in (socket.AF_INET, socket.AF_INET6):
+                    bound = next((sock.getsockname()[1] for sock in sockets.values()), port)
+                    try:
+                        sockets[family] = self._bind_one(family, bound, fwmark)
+                    except OSError as error:
+                        if error.errno != errno.EAFNOSUPPORT:
+                            raise
+            except OSError as error:
+                for sock in sockets.values():
+                    sock.close()
+                if error.errno == errno.EADDRINUSE and port == 0 and attempt + 1 < BIND_ATTEMPTS:
+                    continue  # the port the kernel chose for IPv4 is taken for IPv6
+                raise
+            if sockets:
+                return sockets
+            raise OSError(errno.EAFNOSUPPORT, "neither IPv4 nor IPv6 is available")
+        raise AssertionError("unreachable")
+
+    def _bind_one(self, family: int, port: int, fwmark: int) -> socket.socket:
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            sock.setblocking(False)
+            for forced, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+                try:
+                    sock.setsockopt(socket.SOL_SOCKET, forced, BUFFER_BYTES)
+                except PermissionError:
+                    sock.setsockopt(socket.SOL_SOCKET, plain, BUFFER_BYTES)
+            if fwmark:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, fwmark)
+            if family == socket.AF_INET:
+                sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+                sock.setsockopt(socket.IPPROTO_IP, IP_RECVTOS, 1)
+                # The kernel's WireGuard lets the outer packet be fragmented: DF is 0 (protocol 1.10).
+                sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DONT)
+            else:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+                sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, PMTUDISC_DONT)
+            self._probe(sock)
+            sock.bind(("", port))
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def _probe(self, sock: socket.socket) -> None:
+        if self.coalescing:
+            try:
+                sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+            except OSError:
+                self.coalescing = False
+                log.warning("this kernel has no UDP_GRO (5.0): receiving one datagram a call")
+        if self.segmentation:
+            try:
+                sock.getsockopt(socket.IPPROTO_UDP, UDP_SEGMENT)
+            except OSError:
+                self.segmentation = False
+                log.warning("this kernel has no UDP_SEGMENT (4.18): sending one datagram a call")
+
+    def set_fwmark(self, fwmark: int) -> None:
+        """Mark what is sent from now on; 0 for no mark."""
+        for sock in self._sockets.values():
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, fwmark)
+        self.fwmark = fwmark
+
+    def close(self) -> None:
+        for sock in self._sockets.values():
+            sock.close()
+        self._sockets = {}
+        self.port = 0
+
+    # -- send ----------------------------------------------------------------------------------------------------
+
+    def send(self, datagrams: bytes | memoryview, segment: int, endpoint: Endpoint, source: bytes, ds: int) -> bool:
+        """Send a train; see :class:`wgpy.core.device.Outputs`. What the socket does not take at once is lost, as on a NIC."""
+        sockaddr = endpoint.sockaddr
+        family = socket.AF_INET if len(sockaddr) == 2 else socket.AF_INET6
+        sock = self._sockets.get(family)
+        if sock is None:
+            return False
+        if segment >= len(datagrams):
+            segment = 0
+        elif not self.segmentation:
+            return self._send_plainly(datagrams, segment, endpoint, source, ds)
+        try:
+            control = self._controls[family, source, ds, segment]
+        except KeyError:
+            control = self._control(family, source, ds, segment)
+        try:
+            sock.sendmsg((datagrams,), control, 0, sockaddr)
+            return True
+        except OSError as error:
+            return self._send_again(error, sock, datagrams, segment, endpoint, source, ds)
+
+    def _send_again(
+        self, error: OSError, sock: socket.socket, datagrams: bytes | memoryview, segment: int, endpoint: Endpoint, source: bytes, ds: int
+    ) -> bool:
+        """A send failed: once more, if there is a milder way to send."""
+        if error.errno == errno.ECONNREFUSED:
+            # An ICMP error of an earlier datagram is reported on this one, which was not sent.
+            try:
+                sock.sendmsg((datagrams,), self._control(sock.family, source, ds, segment), 0, endpoint.sockaddr)
+                return True
+            except OSError as second:
+                error = second
+        if source and source not in self._dead_sources and error.errno in _SOURCE_REFUSED:
+            self._dead_sources.add(source)
+            self._sources.clear()
+            self._controls.clear()
+            return self.send(datagrams, segment or len(datagrams), endpoint, source, ds)
+        if segment and error.errno in _TRAIN_REFUSED:
+            self.plain_trains += 1
+            self._note(error, "a train of datagrams was refused, sending them one by one")
+            return self._send_plainly(datagrams, segment, endpoint, source, ds)
+        self.send_errors += 1
+        if error.errno != errno.EAGAIN:
+            self._note(error, f"sending to {endpoint} failed")
+        return False
+
+    def _send_plainly(self, datagrams: bytes | memoryview, segment: int, endpoint: Endpoint, source: bytes, ds: int) -> bool:
+        view = memoryview(datagrams)
+        sent = 0
+        for start in range(0, len(view), segment):
+            sent += self.send(view[start : start + segment], segment, endpoint, source, ds)
+        return sent > 0
+
+    def _control(self, family: int, source: bytes, ds: int, segment: int) -> Control:
+        """The control messages of a send, remembered: there are few kinds."""
+        ipv4 = family == socket.AF_INET
+        control: Control = []
+        if source and source not in self._dead_sources and (len(source) == _IN_PKTINFO.size) == ipv4:
+            control.append((socket.IPPROTO_IP, IP_PKTINFO, source) if ipv4 else (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, source))
+        if ds:
+            level, kind = (socket.IPPROTO_IP, socket.IP_TOS) if ipv4 else (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)
+            control.append((level, kind, _INT.pack(ds)))
+        if segment:
+            control.append((socket.IPPROTO_UDP, UDP_SEGMENT, _SEGMENT.pack(segment)))
+        if len(self._controls) >= REMEMBERED:
+            self._controls.clear()
+        self._controls[family, source, ds, segment] = control
+        return control
+
+    def _note(self, error: OSError, what: str) -> None:
+        """Log each kind of error once: the hot path does not log."""
+        if error.errno not in self._logged:
+            self._logged.add(error.errno or 0)
+            log.warning("%s: %s (further ones are only counted)", what, error.strerror)
+
+    # -- receive -------------------------------------------------------------------------------------------------
+
+    def receive(self, sock: socket.socket, buffer: memoryview, received: Received) -> bool:
+        """Receive into ``buffer`` what one call brings. False if what came is to be thrown away (it was longer than the buffer).
+
+        Raises BlockingIOError when there is nothing, OSError for a pending error of an earlier send.
+        """
+        received.size, control, flags, address = sock.recvmsg_into((buffer,), _CONTROL_SPACE)
+        received.segment = received.ecn = 0
+        received.source = b""
+        for _, kind, data in control:
+            if kind == UDP_GRO:
+                received.segment = _INT.unpack(data)[0]
+            elif kind == IP_PKTINFO or kind == socket.IPV6_PKTINFO:
+                received.source = self._sources.get(data) or self._source(data)
+            elif kind == socket.IP_TOS or kind == socket.IPV6_TCLASS:
+                received.ecn = data[0] & 3
+        try:
+            received.endpoint = self._endpoints[address]
+        except KeyError:
+            received.endpoint = self._endpoint(address)
+        return not flags & socket.MSG_TRUNC
+
+    def _endpoint(self, address: tuple[object, ...]) -> Endpoint:
+        host, port = str(address[0]), address[1]
+        assert isinstance(port, int)
+        scope_id = address[3] if len(address) == 4 else 0
+        assert isinstance(scope_id, int)
+        if len(self._endpoints) >= REMEMBERED:
+            self._endpoints.clear()
+        endpoint = self._endpoints[address] = Endpoint(host.partition("%")[0], port, scope_id)
+        return endpoint
+
+    def _source(self, pktinfo: bytes) -> bytes:
+        """The control message that sends from the address a datagram came to. Only link-local addresses are tied to an interface."""
+        if len(pktinfo) == _IN_PKTINFO.size:
+            _, _, address = _IN_PKTINFO.unpack(pktinfo)
+            source = _IN_PKTINFO.pack(0, address, bytes(4))
+        else:
+            address, index = _IN6_PKTINFO.unpack(pktinfo)
+            link_local = address[0] == 0xFE and address[1] & 0xC0 == 0x80
+            source = _IN6_PKTINFO.pack(address, index if link_local else 0)
+        if len(self._sources) >= REMEMBERED:
+            self._sources.clear()
+        self._sources[pktinfo] = source
+        if source in self._dead_sources:
+            self._dead_sources.discard(source)
+            self._controls.clear()
+        return source
