@@ -12,7 +12,7 @@ stale. Sources: calico.md 3 and 4; ``felix/calc/l3_route_resolver.go``, ``felix/
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_interface, ip_network
 
 from controller.model import Address, Cluster, Family, Node
@@ -56,11 +56,8 @@ class Identity:
     """Who we are to the mesh, in one family."""
 
     node: str
-    private_key: bytes
+    private_key: bytes = field(repr=False)
     public_key: bytes
-
-    def __repr__(self) -> str:
-        return f"Identity(node={self.node!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +115,7 @@ def select_peers(cluster: Cluster, family: Family, identity: Identity) -> Select
     return Selection({name: node for name, node in others.items() if name not in refusals}, refusals)
 
 
-def desired_state(
-    cluster: Cluster, family: Family, identity: Identity, numbers: Numbers, underlay_mtu: int | None
-) -> State:
+def desired_state(cluster: Cluster, family: Family, identity: Identity, numbers: Numbers, underlay_mtu: int | None) -> State:
     """The state of an enabled family. ``underlay_mtu`` is that of the link with the node's own address."""
     felix = cluster.felix
     configuration = felix.of(family)
@@ -166,11 +161,26 @@ def disabled_state() -> State:
     return State(link=Link(is_up=False), device=Device(private_key=bytes(32)))
 
 
-def held(state: State, found: State) -> State:
-    """``found``, with everything dropped that ``state`` or ``found`` send into the interface: for when it has to go."""
-    promised = {route for route in (*state.routes, *found.routes) if route.kind is RouteKind.DEVICE}
-    dropped = {replace(route, kind=RouteKind.BLACKHOLE) for route in promised}
-    return replace(found, routes=frozenset({route for route in found.routes if route not in promised} | dropped))
+def degraded_state(desired: State, found: State, keeps_interface: bool) -> State:
+    """The best that can be had of ``desired`` while no data plane answers: no promise is broken, and none is made.
+
+    What is to go in clear does so. What is to be encrypted keeps its route into the interface, where it is dropped, and is
+    dropped by the table itself where the interface ``keeps_interface`` not: its routes go with it, and pods would speak in
+    clear. What had no promise yet stays as it is found.
+    """
+    if not found.is_promised:
+        return found
+    kinds = {(route.prefix, route.metric): route.kind for route in found.routes}
+    routes = set()
+    for route in desired.routes:
+        kind = kinds.get((route.prefix, route.metric), None if keeps_interface else RouteKind.BLACKHOLE)
+        if route.kind is RouteKind.THROW:
+            kind = RouteKind.THROW
+        elif kind is RouteKind.DEVICE and not keeps_interface:
+            kind = RouteKind.BLACKHOLE
+        if kind is not None:
+            routes.add(replace(route, kind=kind))
+    return replace(found, routes=frozenset(routes))
 
 
 def keep_roamed(desired: State, actual: State, assigned: Mapping[bytes, Endpoint]) -> State:
@@ -209,13 +219,12 @@ def _sorted_peers(peers: Iterable[PeerConfig]) -> tuple[PeerConfig, ...]:
 
 def _uncovered(prefixes: set[Prefix]) -> set[Prefix]:
     """The prefixes that do not lie in another of them."""
-    return {prefix for prefix in prefixes if not any(supernet in prefixes for supernet in supernets(prefix))}
+    wide = [prefix for prefix in prefixes if prefix.prefixlen < prefix.max_prefixlen]
+    return {prefix for prefix in prefixes if not any(prefix != other and _lies_in(prefix, other) for other in wide)}
 
 
-def supernets(prefix: Prefix) -> Iterable[Prefix]:
-    """Every prefix that ``prefix`` lies in, the longest first, without itself."""
-    for length in range(prefix.prefixlen - 1, -1, -1):
-        yield prefix.supernet(new_prefix=length)
+def _lies_in(prefix: Prefix, other: Prefix) -> bool:
+    return prefix.network_address in other and prefix.prefixlen >= other.prefixlen
 
 
 def _host_prefix(address: Address) -> Prefix:

@@ -36,7 +36,7 @@ class WireguardConfiguration:
 
 @dataclass(frozen=True, slots=True)
 class FelixConfiguration:
-    """The fields about WireGuard that are in force on one node. The defaults are Felix's. ``keepalive`` is in seconds, 0 for off."""
+    """The fields about WireGuard that are in force on one node; the defaults are Felix's. ``keepalive``: seconds, 0 for off."""
 
     ipv4: WireguardConfiguration = WireguardConfiguration(enabled=False, port=51820, mtu=0, interface="wireguard.cali")
     ipv6: WireguardConfiguration = WireguardConfiguration(enabled=False, port=51821, mtu=0, interface="wg-v6.cali")

@@ -175,7 +175,7 @@ def _node_network(reader: _Reader, family: Family, status_addresses: list[Addres
 
 def _pod_cidrs(reader: _Reader) -> list[Prefix]:
     listed = reader.list("spec", "podCIDRs")
-    values = [(("spec", "podCIDRs", index), value) for index, value in enumerate(listed)]
+    values: list[tuple[Path, Any]] = [(("spec", "podCIDRs", index), value) for index, value in enumerate(listed)]
     if not values:
         values = [(("spec", "podCIDR"), reader.value("spec", "podCIDR"))]
     parsed = (reader.parse(path, value, _parse_prefix) for path, value in values)

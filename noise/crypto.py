@@ -119,7 +119,7 @@ def xaead_seal(key: bytes, nonce: bytes, plaintext: bytes, authenticated: bytes)
 
 
 def xaead_unseal(key: bytes, nonce: bytes, sealed: bytes, authenticated: bytes) -> bytes | None:
-    """The plaintext of :func:`xaead_seal`, or None if anything was changed on the way."""
+    """The plaintext of :func:`xaead_seal` (``sealed`` has at least 16 bytes), or None if anything was changed on the way."""
     try:
         return sodium.crypto_aead_xchacha20poly1305_ietf_decrypt(sealed, authenticated, nonce, key)
     except CryptoError:

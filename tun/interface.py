@@ -72,5 +72,8 @@ class Tun(Protocol):
         Raises TunDown (this packet is lost), TunRefused (this packet is malformed) and TunGone.
         """
 
+    def persist(self) -> None:
+        """Make the interface outlive this process. Raises OSError."""
+
     def close(self) -> None:
         """Let the interface go. It disappears with this unless it is persistent."""

@@ -29,6 +29,7 @@ NAME_LENGTH = 15  # IFNAMSIZ less its terminating zero
 HEADER_LENGTH = 10
 
 # include/uapi/linux/if_tun.h and sockios.h; asm-generic numbers, which x86 and ARM share
+TUNSETPERSIST = 0x400454CB
 TUNSETOFFLOAD = 0x400454D0
 TUNGETIFF = 0x800454D2
 TUNSETVNETHDRSZ = 0x400454D8
@@ -73,6 +74,9 @@ class LinuxTun:
             return os.writev(self._fd, buffers)
         except OSError as error:
             raise self._meaning_of(error) from None
+
+    def persist(self) -> None:
+        fcntl.ioctl(self._fd, TUNSETPERSIST, 1)
 
     def close(self) -> None:
         if self._fd >= 0:

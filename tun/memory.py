@@ -12,12 +12,13 @@ from tun.interface import Offloads, TunDown, TunGone, TunRefused
 from tun.offload import GSO_NONE, ZERO_HEADER, packets_of
 
 HEADER_LENGTH = len(ZERO_HEADER)
+ALL_OFFLOADS = Offloads(tso=True, uso=True, tcp_gro=True, udp_gro=True)
 
 
 class MemoryTun:
     """See ``interface.Tun`` for what the reader calls, and below for what the test does."""
 
-    def __init__(self, name: str = "memory", offloads: Offloads = Offloads(tso=True, uso=True, tcp_gro=True, udp_gro=True)) -> None:
+    def __init__(self, name: str = "memory", offloads: Offloads = ALL_OFFLOADS) -> None:
         self.name = name
         self.offloads = offloads
         self.is_up = True

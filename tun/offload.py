@@ -297,7 +297,7 @@ def _superpacket_layout(gso_type: int, packet: memoryview, l4: int) -> Layout:
     if version == 4 and gso_type != GSO_TCPV6:
         fits = (packet[0] & 15) * 4 == l4 >= 20 and packet[9] == protocol and size <= LONGEST
     elif version == 6 and gso_type != GSO_TCPV4:  # extension headers may stand in between, in multiples of four bytes
-        fits = l4 >= 40 and l4 % 4 == 0 and (l4 > 40 or packet[6] == protocol) and size <= 40 + LONGEST
+        fits = l4 >= 40 and l4 % 4 == 0 and (l4 == 40) == (packet[6] == protocol) and size <= 40 + LONGEST
     else:
         fits = False
     if not fits:
@@ -397,7 +397,7 @@ class Coalescer:
 
     def _candidate(self, packet: memoryview, size: int) -> Layout | None:
         """Where things are in a packet that may begin a superpacket; None if it may not."""
-        if size < 29:  # the headers of the smallest, and a byte of payload
+        if not 29 <= size <= LONGEST:  # 29: the shortest headers, and a byte of payload
             return None
         if packet[0] == 0x45:
             l4, protocol = 20, packet[9]

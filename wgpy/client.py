@@ -11,7 +11,7 @@ import socket
 from collections.abc import Iterable
 from pathlib import Path
 
-from wgpy.config import Change, DeviceSnapshot, numeric_zone
+from wgpy.config import Change, DeviceSnapshot
 from wgpy.uapi import UapiError, format_set, parse_get, parse_set_reply
 
 SOCKET_DIRECTORY = Path("/var/run/wireguard")
@@ -120,10 +120,6 @@ def _receive_reply(connection: socket.socket) -> str:
 
 def _zone_index(zone: str) -> int:
     """The index of a zone, or 0 where the interface is not in this namespace: better an endpoint than an error."""
-    try:
-        return numeric_zone(zone)
-    except ValueError:
-        pass
     try:
         return socket.if_nametoindex(zone)
     except OSError:

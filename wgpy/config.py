@@ -165,12 +165,12 @@ def parse_prefix(text: str) -> Prefix:
     return network((address, _PREFIX_LENGTHS[length]), strict=False)
 
 
-def numeric_zone(zone: str) -> int:
-    """The interface index a zone names, where it is written as a number. Raises ValueError for a name."""
-    return parse_unsigned(zone, 32)
+def no_zone(name: str) -> int:
+    """The ``zone_index`` of those who take zones in numbers only."""
+    raise ValueError(f"the zone is not a number: {name[:20]!r}")
 
 
-def parse_endpoint(text: str, zone_index: Callable[[str], int] = numeric_zone) -> Endpoint:
+def parse_endpoint(text: str, zone_index: Callable[[str], int] = no_zone) -> Endpoint:
     """Read ``192.0.2.1:51820``, ``[2001:db8::1]:51820`` or ``[fe80::1%eth0]:51820``. Raises ValueError.
 
     Only a caller with a kernel at hand can tell the index of an interface from its name: it passes
@@ -182,4 +182,5 @@ def parse_endpoint(text: str, zone_index: Callable[[str], int] = numeric_zone) -
     if percent and not (is_ipv6 and zone):
         raise ValueError(f"not an address with a zone: {text[:60]!r}")
     address = IPv6Address(host) if is_ipv6 else IPv4Address(host)
-    return Endpoint(str(address), parse_unsigned(port, 16), zone_index(zone) if percent else 0)
+    scope_id = parse_unsigned(zone, 32) if zone.isdigit() else zone_index(zone) if zone else 0
+    return Endpoint(str(address), parse_unsigned(port, 16), scope_id)

@@ -14,7 +14,7 @@ from wgpy.wgconf import format_key
 NONE = "(none)"
 HIDDEN = "(hidden)"
 
-_RESET, _BOLD, _GREEN, _YELLOW, _CYAN = "\x1b[0m", "\x1b[1m", "\x1b[32m", "\x1b[33m", "\x1b[36m"
+_RESET, _BOLD, _RED, _GREEN, _YELLOW, _CYAN = "\x1b[0m", "\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[36m"
 
 _SECONDS = {"year": 365 * 86400, "day": 86400, "hour": 3600, "minute": 60, "second": 1}
 
@@ -88,7 +88,7 @@ def pretty(name: str, snapshot: DeviceSnapshot, now: int, colour: bool = False, 
 
 
 def _plain(text: str) -> str:
-    for style in (_RESET, _BOLD, _GREEN, _YELLOW, _CYAN):
+    for style in (_RESET, _BOLD, _RED, _GREEN, _YELLOW, _CYAN):
         text = text.replace(style, "")
     return text
 
@@ -147,7 +147,7 @@ def _duration(seconds: int) -> str:
 
 def _ago(seconds: int) -> str:
     if seconds < 0:
-        return "(System clock wound backward; connection problems may ensue.)"
+        return f"({_RED}System clock wound backward; connection problems may ensue.{_RESET})"
     return f"{_duration(seconds)} ago" if seconds else "Now"
 
 

@@ -29,7 +29,7 @@ from wgpy.config import (
     Prefix,
     SetDevice,
     SetPeer,
-    numeric_zone,
+    no_zone,
     parse_endpoint,
     parse_prefix,
     parse_unsigned,
@@ -62,7 +62,7 @@ def _clamped(private_key: bytes) -> bytes:
 # A set: parse ------------------------------------------------------------------------------------------------------
 
 
-def parse_set(text: str, zone_index: ZoneIndex = numeric_zone) -> list[Change]:
+def parse_set(text: str, zone_index: ZoneIndex = no_zone) -> list[Change]:
     """The changes a set asks for: at most one :class:`SetDevice`, first, then a :class:`SetPeer` for each ``public_key``.
 
     ``text`` is the body, without the line ``set=1``; it ends at its first blank line. A private key comes back clamped,
@@ -318,7 +318,7 @@ def reply_get(errno: int) -> str:
     return f"errno={errno}\n\n"
 
 
-def parse_get(text: str, zone_index: ZoneIndex = numeric_zone) -> DeviceSnapshot:
+def parse_get(text: str, zone_index: ZoneIndex = no_zone) -> DeviceSnapshot:
     """Read the whole reply to a get. Keys this module does not know are skipped, as ``wg`` skips them.
 
     Raises UapiError with the reply's errno if it is not 0 (of either sign: wireguard-go's is negative), and with EPROTO

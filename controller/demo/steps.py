@@ -70,7 +70,9 @@ class Demo:
 
     def build(self, nodes: int) -> None:
         """Lay the cluster and wait until its mesh stands. Without that there is nothing to show: :class:`ClusterError`."""
-        self.report.step(f"A cluster of {nodes} nodes on this machine")
+        run = self.cluster.topology.run
+        self.report.step(f"A cluster of {nodes} nodes on this machine (run {run})")
+        self.report.facts["run"] = run
         foreign = DataPlane.WIREGUARD_GO if self._wireguard_go else DataPlane.WGPY
         kinds = [DataPlane.WGPY, DataPlane.WGPY, foreign, DataPlane.NONE] + [DataPlane.WGPY] * (nodes - 4)
         with self.report.working("lay nodes, pods and routes, start data planes and agents"):
@@ -206,6 +208,7 @@ class Demo:
             rates = [self._rates.get((route, version)) for version in self.cluster.versions]
             path = "on the node" if route.one is route.two else str(self.cluster.promised(route.one, route.two))
             rows.append([str(route), _data_planes(route), path, *("-" if value is None else rate(value) for value in rates)])
+        self.report.say("")
         self.report.table(columns, rows, right=columns[3:])
         self.report.facts["throughput"] = [
             {"from": route.one_pod.key, "to": route.two_pod.key, "ip": version, "bits_per_second": round(value)}

@@ -12,10 +12,10 @@ from pathlib import Path
 from controller.demo.topology import NAMESPACES, Namespace, Pod, TopologyError
 
 PINGS = 3
-PING_INTERVAL_SECONDS = 0.1
+PING_INTERVAL_SECONDS = 0.05
 PING_PATIENCE_SECONDS = 3  # for the last reply: a handshake that is lost once is repeated after 5 s, which is too late here
 PING_LIMIT_SECONDS = 10.0  # for the whole command, whatever happens
-PINGERS = 8  # at once
+PINGERS = 16  # at once
 
 IPERF_PORT = 5201
 IPERF_SECONDS = 15.0  # limit for a whole measurement

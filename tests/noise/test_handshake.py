@@ -216,7 +216,7 @@ def test_random_initiations_are_refused(body: bytes) -> None:
 
 def test_an_unknown_initiator_is_refused() -> None:
     with pytest.raises(HandshakeError) as failure:
-        consume_initiation(PAIR.responder, INITIATION, {}.get)
+        consume_initiation(PAIR.responder, INITIATION, lambda public: None)
 
     assert failure.value.reason is HandshakeFailure.UNKNOWN_PEER
 

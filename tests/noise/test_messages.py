@@ -10,7 +10,12 @@ INITIATION = HandshakeInitiation(0x11223344, b"e" * 32, b"s" * 48, b"t" * 28, b"
 RESPONSE = HandshakeResponse(0x55667788, 0x11223344, b"e" * 32, b"n" * 16, b"1" * 16, b"2" * 16)
 COOKIE_REPLY = CookieReply(0x11223344, b"n" * 24, b"c" * 32)
 TRANSPORT_DATA = TransportData(0x55667788, 0x0102030405060708, b"p" * 48)
-MESSAGES = [INITIATION, RESPONSE, COOKIE_REPLY, TRANSPORT_DATA]
+MESSAGES: list[HandshakeInitiation | HandshakeResponse | CookieReply | TransportData] = [
+    INITIATION,
+    RESPONSE,
+    COOKIE_REPLY,
+    TRANSPORT_DATA,
+]
 
 
 def test_an_initiation_is_laid_out_as_in_5_4_2() -> None:

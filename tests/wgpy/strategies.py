@@ -85,7 +85,7 @@ set_devices = st.builds(
 
 
 def _set_peer(peer: SetPeer) -> SetPeer:
-    """Only what a set can say: nothing else of a peer that is removed, and nothing added and removed at once."""
+    """Only what a set can say: nothing else of a peer that is removed."""
     if peer.remove:
         return SetPeer(peer.public_key, remove=True, update_only=peer.update_only)
     return peer

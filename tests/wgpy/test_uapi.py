@@ -43,11 +43,6 @@ OTHER = bytes(range(100, 132))
 PEER = f"public_key={KEY.hex()}\n"
 
 
-def canonical(change: Change) -> Change:
-    """The same change as parse_set words it: what is added is not kept among the removed when it comes later there."""
-    return change
-
-
 # --- set, there and back -----------------------------------------------------------------------------------------------
 
 

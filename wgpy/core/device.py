@@ -71,7 +71,7 @@ class Outputs(Protocol):
         ``source`` is the control message of :attr:`Peer.source`, ``ds`` the outer DS byte. False if nothing was sent.
         """
 
-    def write(self, buffers: Sequence[memoryview]) -> None:
+    def write(self, buffers: Sequence[bytes | memoryview]) -> None:
         """Hand one packet or superpacket to the TUN, virtio header first."""
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from noise.keypair import Keypair
 from noise.transport import unseal
-from tun.offload import Coalescer
+from tun.offload import ZERO_HEADER, Coalescer, Write
 from wgpy.config import Endpoint
 from wgpy.core.arena import HEADER, MAX_LAYOUTS, OVERHEAD, column
 from wgpy.core.drops import Drop
@@ -253,7 +253,7 @@ class Inbound:
         return lengths
 
     def _write(self, layout: _Layout, start: int, stop: int, lengths: list[int]) -> None:
-        writes: list[tuple[memoryview, ...]] = []
+        writes: list[Write] = []
         self.coalescer.coalesce(layout.matrix[start:stop], layout.packets[start:stop], lengths, writes)
         for buffers in writes:
             self._device.outputs.write(buffers)
@@ -262,9 +262,6 @@ class Inbound:
         if ecn:
             decapsulate_ecn(packet, ecn)
         self._device.outputs.write((ZERO_HEADER, packet))
-
-
-ZERO_HEADER = memoryview(bytes(10))
 
 
 def decapsulate_ecn(packet: memoryview, outer: int) -> None:

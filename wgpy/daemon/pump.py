@@ -79,7 +79,7 @@ class Pump:
     def send(self, datagrams: bytes | memoryview, segment: int, endpoint: Endpoint, source: bytes, ds: int) -> bool:
         return self._sockets.send(datagrams, segment, endpoint, source, ds)
 
-    def write(self, buffers: Sequence[memoryview]) -> None:
+    def write(self, buffers: Sequence[bytes | memoryview]) -> None:
         """Hand a packet to the TUN. What it does not take is lost and counted, as with a full receive ring."""
         try:
             self._tun.write(buffers)
@@ -90,7 +90,7 @@ class Pump:
         except (TunDown, OSError):
             self._device.count_drop(Drop.INTERFACE_REFUSED)
 
-    def _write_again(self, buffers: Sequence[memoryview]) -> None:
+    def _write_again(self, buffers: Sequence[bytes | memoryview]) -> None:
         """Some kernels refuse superpackets: from now on none of this kind is made, and this one goes in pieces (protocol 3.5)."""
         pieces = self._device.inbound.coalescer.refused(tuple(buffers))
         if not pieces:

@@ -1,0 +1,289 @@
+"""A tunnel to try: two nodes on an underlay, a pod behind a veth on each, and a data plane on either end.
+
+The nodes, their pods and their routes are those of ``controller.demo.topology``; a :class:`Tunnel` adds what the agent
+would add: keys, peers, addresses of the interface, routes into it. Either end is wgpy or a foreign WireGuard, configured
+through the same UAPI socket by the same client.
+
+Nothing here sleeps to wait for something: :func:`wait_for` polls a condition, for as long as a bound says.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from controller.demo.capture import Capture
+from controller.demo.topology import NAMESPACES, Address, Interface, Namespace, Node, Pod, Topology, has_ipv6
+from noise.crypto import clamp, public_key
+from tests.peers import wireguard_go
+from wgpy.client import Client, ClientError
+from wgpy.config import NO_KEY, Endpoint, PeerSnapshot, Prefix, SetDevice, SetPeer
+
+WGPY = [sys.executable, "-m", "wgpy"]
+PORT = 51820
+MTU = 1420
+FAMILIES = (4, 6) if has_ipv6() else (4,)
+PATIENCE = 20.0
+"""Seconds that something may take on a busy machine: a handshake whose first message is lost takes 5."""
+ROOMY_MTU = 9000
+"""The MTU of underlay and pods where neither is to be in the way."""
+CLONE_NEWNET = 0x40000000
+
+Found = TypeVar("Found")
+
+
+def wait_for(condition: Callable[[], Found], what: str, seconds: float = PATIENCE) -> Found:
+    """Poll until ``condition`` gives something true, and give that; otherwise the test fails, naming ``what``."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what}: not after {seconds:g} s")
+        time.sleep(0.01)
+    return found
+
+
+def inside(where: Namespace, make: Callable[[], Found]) -> Found:
+    """Call ``make`` in a namespace. A socket it opens stays there. A thread enters it, so that nobody else ever does."""
+    results: list[Found] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with (NAMESPACES / where.name).open() as namespace:
+                if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET):
+                    raise OSError(ctypes.get_errno(), f"cannot enter {where.name}")
+            results.append(make())
+        except BaseException as error:  # raised again where it belongs
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def ping(
+    source: Namespace, destination: Address | str, *options: str, count: int = 3, interval: float = 0.02, patience: float = 10
+) -> int:
+    """Ping and give the number of replies. Neither the exit status nor a lost packet raises."""
+    argv = ["ping", "-n", "-c", str(count), "-i", str(interval), "-W", str(patience), *options, str(destination)]
+    output = source.run(argv, check=False, timeout=count * max(interval, 0.002) + patience + PATIENCE).stdout
+    found = re.search(r"(\d+) received", output)
+    return int(found[1]) if found else 0
+
+
+# The data plane ----------------------------------------------------------------------------------------------------
+
+
+def command_of(kind: str) -> list[str]:
+    return WGPY if kind == "wgpy" else [wireguard_go()]
+
+
+class DataPlane:
+    """A process that serves one interface of a node, in the foreground. Its log is kept."""
+
+    def __init__(self, node: Node, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+        self.node = node
+        self.name = name
+        self.log = node.directory / f"{name}.log"
+        with self.log.open("ab") as output:
+            self.process = node.start(argv, output, {"LOG_LEVEL": "error", **(env or {})})
+
+    @classmethod
+    def start(cls, kind: str, node: Node, name: str = "wg0") -> DataPlane:
+        """wgpy or wireguard-go; does not wait."""
+        return cls(node, name, [*command_of(kind), "-f", name])
+
+    @property
+    def client(self) -> Client:
+        return Client(self.name, directory=self.node.wireguard_directory)
+
+    def wait_until_ready(self) -> None:
+        wait_for(self._answers, f"{self.name} answers on its UAPI socket")
+
+    def _answers(self) -> bool:
+        if self.process.poll() is not None:
+            pytest.fail(f"{self.name} ended with status {self.process.returncode}: {self.log.read_text()[-1000:]}")
+        try:
+            self.client.get()
+        except ClientError:
+            return False
+        return True
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit status. What it logged must not be an unexpected exception."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            status = self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+        finally:
+            said = self.log.read_text(errors="replace")
+            assert "Traceback" not in said, said
+        return status
+
+
+# Tunnels -----------------------------------------------------------------------------------------------------------
+
+
+def node_addresses(number: int) -> list[Interface]:
+    """Those of node ``number`` on the underlay."""
+    return [ip_interface(f"10.77.0.{number}/24")] + [ip_interface(f"fd77::{number}/64")] * (6 in FAMILIES)
+
+
+def block(number: int, version: int) -> Prefix:
+    """The addresses of node ``number``'s pods."""
+    return ip_network(f"10.42.{number}.0/24" if version == 4 else f"fd42:0:0:{number}::/64")
+
+
+@dataclass
+class End:
+    """One end of a tunnel. ``addresses`` are those of its interface, by IP version."""
+
+    number: int
+    kind: str
+    node: Node
+    pod: Pod
+    plane: DataPlane
+    private_key: bytes = field(default=NO_KEY, repr=False)
+
+    @property
+    def client(self) -> Client:
+        return self.plane.client
+
+    @property
+    def public_key(self) -> bytes:
+        return public_key(self.private_key)
+
+    @property
+    def blocks(self) -> tuple[Prefix, ...]:
+        return tuple(block(self.number, version) for version in FAMILIES)
+
+    def tunnel_address(self, version: int) -> Address:
+        """The address of the interface: what the node itself is called inside the tunnel."""
+        return block(self.number, version)[254]
+
+    @property
+    def peer(self) -> PeerSnapshot:
+        """The other end as this one sees it."""
+        (peer,) = self.client.get().peers
+        return peer
+
+    @property
+    def endpoint(self) -> str:
+        return str(self.peer.config.endpoint)
+
+
+@dataclass
+class Tunnel:
+    """Two ends. The first one is meant to speak first, and so to be the initiator."""
+
+    topology: Topology
+    ends: tuple[End, End]
+    outer: int
+    preshared_key: bytes = field(default=NO_KEY, repr=False)
+
+    @classmethod
+    @contextmanager
+    def lay(
+        cls, kinds: tuple[str, str], *, outer: int = 4, mtu: int = MTU, preshared: bool = False, roomy: bool = False
+    ) -> Iterator[Tunnel]:
+        """Lay nodes and pods, start the data planes, configure them, and take everything down in the end.
+
+        ``outer`` is the IP version between the nodes. ``roomy``: underlay and pods have an MTU of 9000, otherwise 1500.
+        """
+        with Topology.create() as topology:
+            planes: list[DataPlane] = []
+            try:
+                ends = []
+                for number, kind in enumerate(kinds, start=1):
+                    node = topology.add_node(f"n{number}", node_addresses(number))
+                    planes.append(DataPlane.start(kind, node))
+                    addresses = [block(number, version)[1] for version in FAMILIES]
+                    pod = node.add_pod(f"pod{number}", addresses, mtu=ROOMY_MTU if roomy else 1500)
+                    ends.append(End(number, kind, node, pod, planes[-1]))
+                if roomy:
+                    _widen(topology)
+                tunnel = cls(topology, (ends[0], ends[1]), outer, os.urandom(32) if preshared else NO_KEY)
+                for plane in planes:
+                    plane.wait_until_ready()
+                tunnel.configure()
+                for end, other in tunnel.directions():
+                    _route(end, other, mtu)
+                yield tunnel
+            finally:
+                statuses = [plane.stop() for plane in planes]
+            assert statuses == [0, 0]
+
+    def configure(self) -> None:
+        """Give both ends new keys, and each other as their only peer: sessions begin anew."""
+        for end in self.ends:
+            end.private_key = clamp(os.urandom(32))
+        for end, other in self.directions():
+            peer = SetPeer(
+                other.public_key,
+                preshared_key=self.preshared_key,
+                endpoint=Endpoint(str(other.node.address(self.outer)), PORT),
+                allowed_ips=other.blocks,
+            )
+            end.client.set([SetDevice(end.private_key, PORT, replace_peers=True), peer])
+
+    def directions(self) -> tuple[tuple[End, End], tuple[End, End]]:
+        """(first, second) and (second, first)."""
+        one, two = self.ends
+        return (one, two), (two, one)
+
+    def nodes(self, end: End, other: End) -> tuple[Address, Address]:
+        """The outer addresses, as frames from ``end`` to ``other`` have them."""
+        return end.node.address(self.outer), other.node.address(self.outer)
+
+    def capture(self) -> Capture:
+        """A context manager that reads all frames on the underlay."""
+        return Capture(self.topology.underlay.name)
+
+    def __str__(self) -> str:
+        return f"{self.ends[0].kind}:{self.ends[1].kind}"
+
+
+def _route(end: End, other: End, mtu: int) -> None:
+    end.node.configure(
+        links=[
+            f"link set wg0 mtu {mtu} up",
+            *(f"addr add {end.tunnel_address(version)} dev wg0{' nodad' * (version == 6)}" for version in FAMILIES),
+            *(f"route add {prefix} dev wg0 src {end.tunnel_address(prefix.version)}" for prefix in other.blocks),
+        ]
+    )
+
+
+def _widen(topology: Topology) -> None:
+    ports = [f"link set {node.key} mtu {ROOMY_MTU}" for node in topology.nodes.values()]
+    topology.underlay.configure(links=[*ports, f"link set br0 mtu {ROOMY_MTU}"])
+    for node in topology.nodes.values():
+        node.configure(links=[f"link set eth0 mtu {ROOMY_MTU}"])
+
+
+def spare_address(number: int, version: int) -> Address:
+    """An address on the underlay that no node has."""
+    return ip_address(f"10.77.0.{100 + number}" if version == 4 else f"fd77::1:{number}")
+
+
+def repository() -> Path:
+    return Path(__file__).parents[2]
