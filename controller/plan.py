@@ -275,8 +275,8 @@ def _longest_first(route: Route) -> tuple[int, str]:
     return (-route.prefix.prefixlen, str(route.prefix))
 
 
-def _shortest_first(route: Route) -> tuple[int, str]:
-    return (route.prefix.prefixlen, str(route.prefix))
+def _shortest_first(route: Route) -> tuple[int, str, int]:
+    return (route.prefix.prefixlen, str(route.prefix), -route.metric)  # of two routes the one that is not in force
 
 
 def _longest_prefix_first(item: tuple[Prefix, bytes]) -> tuple[int, bytes, str]:

@@ -227,9 +227,8 @@ def create_initiation(
     """The initiator's message (148 bytes, both MACs zero) and what to remember of it.
 
     ``ephemeral_private`` is 32 fresh random bytes, ``sender_index`` a fresh random number unique in the device's index table,
-    ``timestamp`` from :mod:`noise.tai64n`. Raises HandshakeError only for a low-order remote key.
+    ``timestamp`` from :mod:`noise.tai64n`. Raises HandshakeError for a remote key of low order and for nothing else.
     """
-    _refuse_zero(remote.static_static)
     state = SymmetricState(_C0, remote.responder_hash)
 
     # e
@@ -331,7 +330,7 @@ def consume_response(
         raise HandshakeError(HandshakeFailure.MALFORMED)
     if response.receiver_index != handshake.local_index:
         raise HandshakeError(HandshakeFailure.UNKNOWN_INDEX)
-    _refuse_zero(remote.static_static)
+    _refuse_zero(remote.static_static)  # no such initiation can have been created; nor is its response consumed
     state = SymmetricState(handshake.chaining_key, handshake.hash)
 
     # e

@@ -8,7 +8,7 @@ How to think about it: we remember not what was seen but what is *missing*, as b
 greatest counter. On a path that loses and reorders nothing the int is 0, however many messages have come, and so costs nothing
 to shift; it grows to 1 KB only where messages are missing.
 
-Measured by benchmarks/transport.py, 44 counters: a run without a gap 1.5 µs, with gaps 6 µs, one by one 9 µs.
+Measured with 44 counters: a run without a gap 1.7 µs, with gaps 5 to 7, the same one by one 12.
 """
 
 from dataclasses import dataclass, field

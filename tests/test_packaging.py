@@ -96,3 +96,14 @@ def test_the_verbs_of_the_extras_are_found(python: Path) -> None:
     )
 
     assert run(str(python), "-c", program) == "agent demo\n"
+
+
+def test_the_pure_ring_loads_no_device_and_no_loop(python: Path) -> None:
+    """`import tun.offload` runs tun/__init__.py, which no import contract sees through."""
+    program = (
+        "import sys\n"
+        "import noise.handshake, tun.offload, wgpy.core.device, wgpy.uapi, wgpy.wgconf\n"
+        "print(*sorted({'asyncio', 'kubernetes', 'pyroute2', 'pytun', 'tun.linux', 'uvloop'} & set(sys.modules)))\n"
+    )
+
+    assert run(str(python), "-c", program) == "\n"

@@ -14,16 +14,15 @@ from tun.interface import Offloads, Tun, TunDown, TunError, TunGone, TunRefused
 __all__ = ["Offloads", "Tun", "TunDown", "TunError", "TunGone", "TunRefused", "adopt_tun", "open_tun"]
 
 
-def open_tun(name: str, *, mtu: int | None = None, persist: bool = False) -> Tun:
-    """Open the TUN interface ``name`` and create it if need be. It is left down, without addresses.
+def open_tun(name: str, *, mtu: int | None = None) -> Tun:
+    """Open the TUN interface ``name``, and create it if need be: then it is down and has no addresses.
 
-    ``mtu`` (bytes) is given to an interface created here; one that existed keeps its own. A ``persist`` interface outlives
-    the process: while nobody reads it, packets routed to it wait or are dropped, but never take another route.
-    Raises TunError, and leaves nothing behind then.
+    ``mtu`` (bytes) is given to an interface created here; one that existed keeps its own. Raises TunError, and leaves nothing
+    behind then.
     """
     from tun.linux import open_device  # here, so that the pure tun.offload can be had without a TUN library
 
-    return open_device(name, mtu=mtu, persist=persist)
+    return open_device(name, mtu=mtu)
 
 
 def adopt_tun(fd: int) -> Tun:

@@ -73,7 +73,11 @@ class Tun(Protocol):
         """
 
     def persist(self) -> None:
-        """Make the interface outlive this process. Raises OSError."""
+        """Have the interface outlive this process. Raises TunError.
+
+        While nobody reads it, packets routed to it wait or are dropped, but never take another route. Best done last: what
+        fails before this leaves no interface behind.
+        """
 
     def close(self) -> None:
         """Let the interface go. It disappears with this unless it is persistent."""

@@ -17,7 +17,7 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 
-import pytun  # type: ignore[import-not-found, unused-ignore]
+import pytun
 
 from tun.interface import Offloads, TunDown, TunError, TunGone, TunRefused
 
@@ -76,7 +76,10 @@ class LinuxTun:
             raise self._meaning_of(error) from None
 
     def persist(self) -> None:
-        fcntl.ioctl(self._fd, TUNSETPERSIST, 1)
+        try:
+            fcntl.ioctl(self._fd, TUNSETPERSIST, 1)
+        except OSError as error:
+            raise TunError(f"{self.name} cannot be made persistent: {error.strerror}") from None
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -95,7 +98,7 @@ class LinuxTun:
                 return error
 
 
-def open_device(name: str, *, mtu: int | None = None, persist: bool = False, path: str = DEVICE_PATH) -> LinuxTun:
+def open_device(name: str, *, mtu: int | None = None, path: str = DEVICE_PATH) -> LinuxTun:
     """Open the TUN interface ``name``: see ``tun.open_tun``."""
     if (wrong := _wrong_with_name(name)) is not None:
         raise TunError(f"{name!r} cannot name an interface: {wrong}")
@@ -110,8 +113,6 @@ def open_device(name: str, *, mtu: int | None = None, persist: bool = False, pat
         if mtu is not None and not existed:
             device.mtu = mtu
         _set_tx_queue_length(name)
-        if persist:
-            device.persist(True)  # last: what fails before this leaves no interface behind
     except (OSError, OverflowError, TunError) as error:
         os.close(fd)
         raise TunError(f"{name} cannot be set up: {getattr(error, 'strerror', None) or error}") from None

@@ -22,6 +22,7 @@ class MemoryTun:
         self.name = name
         self.offloads = offloads
         self.is_up = True
+        self.is_persistent = False
         self.refuses_superpackets = False
         """Answer them with TunRefused, as some kernels do."""
         self.writes: list[tuple[bytes, bytes]] = []
@@ -64,6 +65,9 @@ class MemoryTun:
             raise TunDown(f"{self.name} is down")
         self.writes.append((header, packet))
         return len(whole)
+
+    def persist(self) -> None:
+        self.is_persistent = True
 
     def close(self) -> None:
         self._reader.close()

@@ -251,7 +251,7 @@ class Cluster:
 
     def _data_plane_commands(self, member: Member) -> dict[str, list[str]]:
         interfaces = [INTERFACE[version] for version in self.versions]
-        if member.data_plane is DataPlane.WIREGUARD_GO or os.environ.get("STANDIN"):
+        if member.data_plane is DataPlane.WIREGUARD_GO or os.environ.get("STANDIN") == "1":
             return {f"wireguard-go-{name}": [str(self._wireguard_go), name] for name in interfaces}
         state = member.node.directory / "state"
         return {"wgpy": [*WGPY, "run", "--persist", "--state", str(state), *interfaces]}

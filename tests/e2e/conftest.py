@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from controller.demo.topology import Node, Topology, collect_leftovers
-from tests.e2e.lab import Tunnel, node_addresses
-from tests.peers import wireguard_go
+pytest.register_assert_rewrite("tests.e2e.lab", "tests.e2e.traffic")
+
+from controller.demo.topology import Node, Topology, collect_leftovers  # noqa: E402
+from tests.e2e.lab import Tunnel, node_addresses  # noqa: E402
+from tests.peers import wireguard_go  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

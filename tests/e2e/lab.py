@@ -208,7 +208,8 @@ class Tunnel:
     ) -> Iterator[Tunnel]:
         """Lay nodes and pods, start the data planes, configure them, and take everything down in the end.
 
-        ``outer`` is the IP version between the nodes. ``roomy``: underlay and pods have an MTU of 9000, otherwise 1500.
+        ``outer`` is the IP version between the nodes. ``roomy``: underlay and pods have an MTU of 9000; otherwise the underlay
+        has 1500, and pods that of the tunnel, as Calico gives it to them.
         """
         with Topology.create() as topology:
             planes: list[DataPlane] = []
@@ -218,7 +219,7 @@ class Tunnel:
                     node = topology.add_node(f"n{number}", node_addresses(number))
                     planes.append(DataPlane.start(kind, node))
                     addresses = [block(number, version)[1] for version in FAMILIES]
-                    pod = node.add_pod(f"pod{number}", addresses, mtu=ROOMY_MTU if roomy else 1500)
+                    pod = node.add_pod(f"pod{number}", addresses, mtu=ROOMY_MTU if roomy else mtu)
                     ends.append(End(number, kind, node, pod, planes[-1]))
                 if roomy:
                     _widen(topology)

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.e2e.lab import FAMILIES, MTU, End, Tunnel, ping
+from controller.demo.topology import Address
+from tests.e2e.lab import FAMILIES, MTU, Tunnel, ping
 from tests.e2e.traffic import echoed, echoing, transfer
 from tests.e2e.wire import INITIATION, RESPONSE, TRANSPORT, messages, seen_in_clear
 
@@ -33,7 +34,7 @@ def padded(length: int) -> int:
     return up if (up := -(-length // 16) * 16) <= MTU else length
 
 
-def pod_pairs(tunnel: Tunnel) -> list[tuple]:
+def pod_pairs(tunnel: Tunnel) -> list[tuple[Address, Address]]:
     one, two = tunnel.ends
     return [(one.pod.address(version), two.pod.address(version)) for version in FAMILIES]
 
@@ -50,7 +51,6 @@ def test_pods_reach_each_other_both_ways_and_nothing_is_seen_in_clear(tunnel: Tu
 
     assert capture.lost == 0
     assert seen_in_clear(frames, pod_pairs(tunnel), MARKER) == 0
-    assert seen_in_clear(frames, [], MARKER) == 0
     for end, other in tunnel.directions():
         assert len([one for one in messages(frames, TRANSPORT, source=end.node.address(tunnel.outer)) if one.padded_length]) >= 12
     assert {one.source for one in messages(frames, INITIATION)} == {first.node.address(tunnel.outer)}
@@ -112,13 +112,18 @@ def test_outer_sizes_follow_the_padding_rule(tunnel: Tunnel) -> None:
         assert [one.padded_length for one in sent if one.padded_length] == [padded(length) for length in lengths]
 
 
-@pytest.mark.parametrize(("inner", "outer"), [(0, 0), (1, 1), (2, 2), (3, 2)])
-def test_the_inner_ecn_is_copied_and_the_inner_dscp_is_not(tunnel: Tunnel, inner: int, outer: int) -> None:
-    for end, other in tunnel.directions():
-        for version in FAMILIES:
-            with tunnel.capture() as capture:
-                assert ping(end.pod, other.pod.address(version), "-Q", str(0xB8 | inner), count=2) == 2
-            for sender in tunnel.ends:
-                if sender.kind == "wgpy":
-                    sent = messages(capture.frames, TRANSPORT, source=sender.node.address(tunnel.outer))
-                    assert {one.ds for one in sent if one.padded_length} == {outer}
+def test_the_inner_ecn_is_copied_and_the_inner_dscp_is_not(tunnel: Tunnel) -> None:
+    outer_of = {0: 0, 1: 1, 2: 2, 3: 2}  # RFC 6040: congestion experienced is not passed on outwards
+    size_of = {ecn: 96 + 16 * ecn for ecn in outer_of}
+    with tunnel.capture() as capture:
+        for end, other in tunnel.directions():
+            for version in FAMILIES:
+                for ecn, size in size_of.items():
+                    options = ["-Q", str(0xB8 | ecn), "-s", str(size - HEADERS[version])]
+                    assert ping(end.pod, other.pod.address(version), *options, count=1) == 1
+
+    for end in tunnel.ends:
+        if end.kind == "wgpy":
+            sent = messages(capture.frames, TRANSPORT, source=end.node.address(tunnel.outer))
+            seen = {(one.padded_length, one.ds) for one in sent if one.padded_length}
+            assert seen == {(size, outer_of[ecn]) for ecn, size in size_of.items()}

@@ -300,6 +300,15 @@ def test_a_response_with_a_low_order_ephemeral_is_refused() -> None:
     assert failure.value.reason is HandshakeFailure.LOW_ORDER_KEY
 
 
+def test_no_response_is_consumed_from_a_low_order_static_key() -> None:
+    remote = RemoteStatic(PAIR.initiator, LOW_ORDER)
+
+    with pytest.raises(HandshakeError) as failure:
+        consume_response(PAIR.initiator, remote, INITIATED, NO_PRESHARED_KEY, RESPONSE)
+
+    assert failure.value.reason is HandshakeFailure.LOW_ORDER_KEY
+
+
 def test_the_all_zero_private_key_is_no_identity() -> None:
     with pytest.raises(ValueError, match="no identity"):
         LocalStatic(bytes(32))

@@ -20,7 +20,7 @@ class Twin:
         self.tun, self.set_up, self.delete = tun, set_up, delete
 
 
-@pytest.fixture(params=["memory", "linux"])
+@pytest.fixture(params=["memory", pytest.param("linux", marks=pytest.mark.e2e)])
 def twin(request: pytest.FixtureRequest) -> Iterator[Twin]:
     if request.param == "memory":
         memory = MemoryTun("wgpy-test")

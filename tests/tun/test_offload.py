@@ -1,7 +1,9 @@
+import contextlib
 import random
 import struct
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -247,14 +249,10 @@ def test_a_damaged_superpacket_raises_nothing_but_offload_errors(
 
 @given(st.binary(max_size=120))
 def test_random_bytes_raise_nothing_but_offload_errors(junk: bytes) -> None:
-    try:
+    with contextlib.suppress(OffloadError):
         split(junk[:10], junk[10:])
-    except OffloadError:
-        pass
-    try:
+    with contextlib.suppress(OffloadError):
         packets_of((junk,))
-    except OffloadError:
-        pass
 
 
 # Checksums of single packets
@@ -356,10 +354,10 @@ def naive_joins(group: list[bytes], packet: bytes) -> bool:
     return True
 
 
-def naive_parse(packet: bytes) -> dict | None:
+def naive_parse(packet: bytes) -> dict[str, Any] | None:
     """What matters of a packet that can be in a superpacket."""
-    same: list = []
-    found: dict = {"same": same}
+    same: list[Any] = []
+    found: dict[str, Any] = {"same": same}
     if len(packet) >= 20 and packet[0] >> 4 == 4:
         first, tos, length, ident, fragment, ttl, protocol, _, addresses = struct.unpack(">BBHHHBBH8s", packet[:20])
         if first != 0x45 or length != len(packet) or fragment not in (0, 0x4000):

@@ -454,9 +454,19 @@ def ask(path: Path, request: str) -> str:
     return reply.decode()
 
 
+@pytest.fixture(scope="module")
+def foreign_year() -> int:
+    """The year of the wireguard-go here: its first line of --version ends like v0.0.20250522."""
+    line = subprocess.run([wireguard_go(), "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    return int(line.rpartition(".")[2][:4])
+
+
 @pytest.mark.e2e
 @pytest.mark.parametrize(("body", "status"), [(body, 0) for body in ACCEPTED] + REFUSED)
-def test_wireguard_go_gives_the_same_errno(foreign_socket: Path, body: str, status: int) -> None:
+def test_wireguard_go_gives_the_same_errno(foreign_socket: Path, foreign_year: int, body: str, status: int) -> None:
+    if foreign_year < 2025 and body.endswith(("allowed_ip=-10.1.2.3/8\n", "allowed_ip=10.0.0.0/08\n")):
+        pytest.skip("Debian's wireguard-go of 2022 took these the other way round")
+
     assert ask(foreign_socket, f"set=1\n{body}\n") == reply_set(status)
 
 

@@ -41,6 +41,8 @@ log = logging.getLogger("wgpy")
 
 APPLY_PORTION = 64
 """Changes applied before packets get their turn."""
+GREET_PORTION = 8
+"""Handshakes begun before packets get their turn: about two milliseconds of work."""
 
 
 class SetupError(Exception):
@@ -56,6 +58,8 @@ class Process:
         self._state = state
         self._metrics_address = metrics
         self._stopped = asyncio.Event()
+        self._greeting: asyncio.Task[None] | None = None
+        self._is_restored = False
         self._sockets = Sockets()
         self._pump = Pump(tun, self._sockets, self._stop)
         self._link = LinkMonitor(tun.fileno())
@@ -70,7 +74,8 @@ class Process:
         self.device.inbound.coalescer.tso = tun.offloads.tcp_gro
         self.device.inbound.coalescer.uso = tun.offloads.udp_gro
         self._uapi = UapiServer(listener, self._snapshot, self._apply)
-        self._deletion = Deletion(Path(listener.getsockname()))
+        self._socket_file = Path(listener.getsockname())
+        self._deletion = Deletion(self._socket_file)
 
     async def start(self) -> None:
         """Restore the state, follow the link, answer UAPI. Raises SetupError, and leaves nothing behind then."""
@@ -114,12 +119,14 @@ class Process:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._link.fileno())
         loop.remove_reader(self._deletion.fileno())
+        if self._greeting is not None:
+            self._greeting.cancel()
         self._pump.stop()
         self.device.down()
         with contextlib.suppress(AttributeError):
             await self._uapi.stop()
         if not self._deletion.happened():
-            os.unlink(self._listener.getsockname())
+            self._socket_file.unlink()  # by its name: the server has closed the socket already
         self._deletion.close()
         self._listener.close()
         self._link.close()
@@ -156,6 +163,9 @@ class Process:
                 return
             log.info("interface up, listening on UDP port %d", self._sockets.port)
             device.up(now)
+            if self._is_restored:
+                self._is_restored = False
+                self._greeting = asyncio.get_running_loop().create_task(self._greet())
         elif not state.is_up and device.is_up:
             log.info("interface down")
             device.down()
@@ -222,7 +232,20 @@ class Process:
         except (OSError, ValueError) as error:
             raise SetupError(f"{path} cannot be read: {error}; mend or delete it") from None
         self.device.apply(changes_to(config), boottime())
+        self._is_restored = True
         log.info("restored %d peers from %s", len(config.peers), path)
+
+    async def _greet(self) -> None:
+        """Begin a handshake with every peer. They may hold sessions with the process before us and send data we cannot open, and would
+        notice only 15 s after it went unanswered."""
+        peers = [peer for peer in self.device.peers.values() if peer.endpoint is not None]
+        for start in range(0, len(peers), GREET_PORTION):
+            now = boottime()
+            for peer in peers[start : start + GREET_PORTION]:
+                if self.device.peers.get(peer.public_key) is peer and not peer.can_send(now):
+                    self.device.send_initiation(peer, now)
+            self._pump.settle(now)
+            await asyncio.sleep(0)
 
     def _save(self) -> None:
         """Keep the configuration as it is, so that a new process goes on where this one was killed."""
