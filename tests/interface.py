@@ -24,7 +24,11 @@ class Interface:
         self.changes: list[Change] = []
         self.errno = 0
         self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(self.path))
+        try:
+            self._listener.bind(str(self.path))
+        except OSError:
+            self._listener.close()
+            raise
         self._listener.listen(64)
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()

@@ -114,12 +114,11 @@ class Host:
 
     # what a test does to it
 
-    def peer(self, other: Host, *, endpoint: bool = True, **kwargs: object) -> Peer:
+    def peer(self, other: Host, *, endpoint: bool = True, **kwargs: object) -> None:
         """Make ``other`` a peer, with its addresses as the allowed IPs."""
         own: tuple[Prefix, ...] = (ip_network(other.address), ip_network(other.address6))
         fields = {"allowed_ips": own, "endpoint": other.endpoint if endpoint else None, **kwargs}
         self.device.apply([SetPeer(other.public_key, **fields)], self.sim.now)  # type: ignore[arg-type]
-        return self.peer_of(other)
 
     def peer_of(self, other: Host) -> Peer:
         """What this host's device knows of ``other``."""
@@ -197,9 +196,9 @@ class Sim:
         return sim
 
     def connect(self, initiator: str, responder: str) -> None:
-        """Have a session of two hosts that know each other; then forget what was logged and delivered so far."""
+        """Have a session of two hosts that know each other, in which nobody waits for anything; forget what was logged so far."""
         one, two = self[initiator], self[responder]
-        one.send_packet(packet(one.address, two.address))
+        one.device.send_initiation(one.peer_of(two), self.now)
         self.advance(1)
         assert one.session_with(two) and two.session_with(one)
         self.log.clear()

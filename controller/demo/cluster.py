@@ -22,11 +22,18 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 import wgpy
+from controller.calico import ANNOTATIONS
 from controller.demo import manifests
 from controller.demo.capture import Verdict
 from controller.demo.topology import Address, Interface, Network, Node, Pod, Topology
+from controller.directory import Directory
+from controller.model import Family
+from controller.source import Ref
 from wgpy.client import Client, ClientError
 from wgpy.config import DeviceSnapshot, PeerSnapshot
 
@@ -37,7 +44,6 @@ PODS_PER_NODE = 2
 MAX_NODES = 60
 
 INTERFACE = {4: "wireguard.caliu", 6: "wg-v6.caliu"}
-PUBLIC_KEY = {4: "projectcalico.org/WireguardPublicKey", 6: "projectcalico.org/WireguardPublicKeyV6"}
 
 SETTLE_SECONDS = 30.0
 POLL_SECONDS = 0.05
@@ -94,12 +100,13 @@ class Cluster:
         self.encryption = True
         self.directory = topology.directory / "cluster"
         self.directory.mkdir()
+        self._objects = Directory(self.directory)
         self._wireguard_go = wireguard_go
         self._numbers = itertools.count(1)
         self._allocator: subprocess.Popen[bytes] | None = None
-        self._write(manifests.felix_configuration(self.versions))
+        self._create(manifests.felix_configuration(self.versions))
         for version in self.versions:
-            self._write(manifests.ip_pool(POOL[version]))
+            self._create(manifests.ip_pool(POOL[version]))
 
     # Changes ---------------------------------------------------------------------------------------------------------
 
@@ -109,7 +116,7 @@ class Cluster:
         name = f"n{number}"
         member = Member(name, number, data_plane, self.topology.add_node(name, self._node_addresses(number)))
         self.members.append(member)
-        self._write(manifests.node(name, member.node.addresses))
+        self._create(manifests.node(name, member.node.addresses))
         self.add_blocks(member, [f"{name}-{letter}" for letter in "abcdefgh"[:PODS_PER_NODE]])
         self._start(member)
         return member
@@ -121,13 +128,13 @@ class Cluster:
             self._add_pod(member, name, [block[host] for block in blocks])
         for block in blocks:
             inside = {address: pod.key for pod in member.pods for address in pod.addresses if address in block}
-            self._write(manifests.ipam_block(block, member.name, inside))
+            self._create(manifests.ipam_block(block, member.name, inside))
             self.topology.announce(block, member.node)
 
     def move_blocks(self, pod: Pod, target: Member) -> Pod:
         """Move a pod, and with it the blocks of its addresses, to another node. Gives the pod as it is there."""
         blocks = [block for block in self.topology.blocks if any(address in block for address in pod.addresses)]
-        pod.remove()
+        self._remove_pod(pod)
         for block in blocks:
             self._give_block(block, target)
             self.topology.announce(block, target.node)
@@ -137,18 +144,19 @@ class Cluster:
         """The node is switched off and its objects are deleted, as ``kubectl delete node`` and Calico's clean-up do."""
         self._stop(member.processes)
         for pod in member.pods:
-            self._delete("Pod", pod.key)
+            self._remove_pod(pod)
         for block in [block for block, owner in self.topology.blocks.items() if owner is member.node]:
-            self._delete("IPAMBlock", manifests.block_name(block))
+            self._objects.delete(Ref("IPAMBlock", manifests.block_name(block)))
             self.topology.withdraw(block)
-        self._delete("Node", member.name)
+        self._objects.delete(Ref("Node", member.name))
         self.members.remove(member)
         member.node.remove()
 
     def encrypt(self, enabled: bool) -> None:
         """Switch WireGuard on or off for the whole cluster: one change of one object."""
         self.encryption = enabled
-        self._write(manifests.felix_configuration(self.versions, enabled=enabled))
+        spec = manifests.felix_configuration(self.versions, enabled=enabled)["spec"]
+        self._objects.update(Ref("FelixConfiguration", "default"), lambda manifest: manifest["spec"].update(spec))
 
     # What is promised, and what has come about -----------------------------------------------------------------------
 
@@ -276,47 +284,48 @@ class Cluster:
     # Objects ---------------------------------------------------------------------------------------------------------
 
     def _published_keys(self, version: int) -> dict[str, bytes]:
+        self._objects.refresh(time.monotonic())
         keys = {}
         for member in self.members:
-            annotations = self._read("Node", member.name)["metadata"]["annotations"]
-            if encoded := annotations.get(PUBLIC_KEY[version]):
+            node = self._objects.objects.get(Ref("Node", member.name), {})
+            if encoded := node.get("metadata", {}).get("annotations", {}).get(ANNOTATIONS[Family(version)].public_key):
                 keys[member.name] = base64.b64decode(encoded)
         return keys
 
     def _give_block(self, block: Network, target: Member) -> None:
-        """Change the block's affinity, and the node of each pod in it."""
-        manifest = self._read("IPAMBlock", manifests.block_name(block))
-        manifest["spec"]["affinity"] = f"host:{target.name}"
-        for owner in manifest["spec"]["attributes"]:
-            if "pod" in owner["secondary"]:
-                owner["secondary"]["node"] = target.name
-        self._write(manifest)
+        """Change the block's affinity, and the node of each pod in it. A tunnel address in it stays who it is."""
 
-    def _path(self, kind, name):
-        return self.directory / f"{kind}-{name}.yaml"
+        def change(manifest: dict[str, Any]) -> None:
+            manifest["spec"]["affinity"] = f"host:{target.name}"
+            for owner in manifest["spec"]["attributes"]:
+                if "pod" in owner["secondary"]:
+                    owner["secondary"]["node"] = target.name
 
-    def _read(self, kind, name):
-        import yaml
+        self._objects.update(Ref("IPAMBlock", manifests.block_name(block)), change)
 
-        return yaml.safe_load(self._path(kind, name).read_text())
+    def _create(self, manifest: manifests.Manifest) -> None:
+        """Add an object. Its file's name is one nobody else writes, so it needs no lock, only to be whole at once."""
+        target = self._file(manifest["kind"], manifest["metadata"]["name"])
+        aside = target.with_suffix(".tmp")
+        aside.write_text(
+            yaml.safe_dump({**manifest, "metadata": {**manifest["metadata"], "resourceVersion": "1"}}, sort_keys=False)
+        )
+        aside.rename(target)
 
-    def _write(self, manifest):
-        import yaml
+    def _file(self, kind: str, name: str) -> Path:
+        return self.directory / f"{kind}-{name}.yaml".lower()
 
-        p = self._path(manifest["kind"], manifest["metadata"]["name"])
-        t = p.with_suffix(".tmp")
-        t.write_text(yaml.safe_dump(manifest))
-        t.rename(p)
-
-    def _delete(self, kind, name):
-        self._path(kind, name).unlink()
+    def _remove_pod(self, pod: Pod) -> None:
+        pod.remove()
+        # Nobody but us writes or reads Pods: blocks say where addresses are.
+        self._file("Pod", pod.key).unlink()
 
     def _node_addresses(self, number: int) -> list[Interface]:
         return [ip_interface(f"{UNDERLAY_NETWORK[v][number]}/{UNDERLAY_NETWORK[v].prefixlen}") for v in self.versions]
 
     def _add_pod(self, member: Member, name: str, addresses: Sequence[Address]) -> Pod:
         pod = member.node.add_pod(f"{manifests.NAMESPACE}/{name}", addresses, mtu=POD_MTU)
-        self._write(manifests.pod(name, member.name, addresses))
+        self._create(manifests.pod(name, member.name, addresses))
         return pod
 
 

@@ -11,7 +11,7 @@ import pytest
 pytest.register_assert_rewrite("tests.e2e.lab", "tests.e2e.traffic")
 
 from controller.demo.topology import Node, Topology, collect_leftovers  # noqa: E402
-from tests.e2e.lab import Tunnel, node_addresses  # noqa: E402
+from tests.e2e.lab import FAMILIES, Tunnel, node_addresses  # noqa: E402
 from tests.peers import wireguard_go  # noqa: E402
 
 
@@ -46,17 +46,28 @@ def wireguard_go_path(machine: None) -> str:
     return wireguard_go()
 
 
-@pytest.fixture(scope="module")
-def tunnels(request: pytest.FixtureRequest, machine: None) -> Iterator[Callable[..., Tunnel]]:
-    """Makes tunnels (the arguments are those of :meth:`Tunnel.lay`) and takes them down when the module is done."""
+@pytest.fixture(scope="session")
+def standing(request: pytest.FixtureRequest, machine: None) -> Iterator[Callable[..., Tunnel]]:
+    """Gives the tunnel between two kinds of data planes over an IP version. It is laid once, for all tests, and configured
+    anew for each that asks: new keys, new sessions."""
+    laid: dict[tuple[tuple[str, ...], int], Tunnel] = {}
     with ExitStack() as stack:
 
-        def lay(kinds: tuple[str, str] = ("wgpy", "wgpy"), **options: object) -> Tunnel:
+        def tunnel(kinds: tuple[str, str] = ("wgpy", "wgpy"), outer: int = 4, *, preshared: bool = False) -> Tunnel:
+            if outer not in FAMILIES:
+                pytest.skip(f"this kernel has no IPv{outer}")
             if "wireguard-go" in kinds:
                 request.getfixturevalue("wireguard_go_path")
-            return stack.enter_context(Tunnel.lay(kinds, **options))  # type: ignore[arg-type]
+            key = tuple(sorted(kinds, reverse=True)), outer
+            if key not in laid:
+                laid[key] = stack.enter_context(Tunnel.lay(kinds, outer=outer))
+            found = laid[key]
+            if tuple(end.kind for end in found.ends) != kinds:
+                found = found.turned()
+            found.configure(preshared=preshared)
+            return found
 
-        yield lay
+        yield tunnel
 
 
 @pytest.fixture(scope="module")

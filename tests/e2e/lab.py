@@ -199,13 +199,10 @@ class Tunnel:
     topology: Topology
     ends: tuple[End, End]
     outer: int
-    preshared_key: bytes = field(default=NO_KEY, repr=False)
 
     @classmethod
     @contextmanager
-    def lay(
-        cls, kinds: tuple[str, str], *, outer: int = 4, mtu: int = MTU, preshared: bool = False, roomy: bool = False
-    ) -> Iterator[Tunnel]:
+    def lay(cls, kinds: tuple[str, str], *, outer: int = 4, mtu: int = MTU, roomy: bool = False) -> Iterator[Tunnel]:
         """Lay nodes and pods, start the data planes, configure them, and take everything down in the end.
 
         ``outer`` is the IP version between the nodes. ``roomy``: underlay and pods have an MTU of 9000; otherwise the underlay
@@ -223,7 +220,7 @@ class Tunnel:
                     ends.append(End(number, kind, node, pod, planes[-1]))
                 if roomy:
                     _widen(topology)
-                tunnel = cls(topology, (ends[0], ends[1]), outer, os.urandom(32) if preshared else NO_KEY)
+                tunnel = cls(topology, (ends[0], ends[1]), outer)
                 for plane in planes:
                     plane.wait_until_ready()
                 tunnel.configure()
@@ -234,18 +231,23 @@ class Tunnel:
                 statuses = [plane.stop() for plane in planes]
             assert statuses == [0, 0]
 
-    def configure(self) -> None:
-        """Give both ends new keys, and each other as their only peer: sessions begin anew."""
+    def configure(self, *, preshared: bool = False) -> None:
+        """Give both ends new keys, and each other as their only peer: everything begins anew."""
+        preshared_key = os.urandom(32) if preshared else NO_KEY
         for end in self.ends:
             end.private_key = clamp(os.urandom(32))
         for end, other in self.directions():
             peer = SetPeer(
                 other.public_key,
-                preshared_key=self.preshared_key,
+                preshared_key=preshared_key,
                 endpoint=Endpoint(str(other.node.address(self.outer)), PORT),
                 allowed_ips=other.blocks,
             )
             end.client.set([SetDevice(end.private_key, PORT, replace_peers=True), peer])
+
+    def turned(self) -> Tunnel:
+        """The same tunnel, with the ends in the other order."""
+        return Tunnel(self.topology, self.ends[::-1], self.outer)
 
     def directions(self) -> tuple[tuple[End, End], tuple[End, End]]:
         """(first, second) and (second, first)."""
@@ -260,6 +262,10 @@ class Tunnel:
         """A context manager that reads all frames on the underlay."""
         return Capture(self.topology.underlay.name)
 
+    def losses(self) -> dict[str, str]:
+        """Where the kernel lost packets, for the message of a test that failed for a lost one."""
+        return {end.node.key: _losses(end) for end in self.ends}
+
     def __str__(self) -> str:
         return f"{self.ends[0].kind}:{self.ends[1].kind}"
 
@@ -272,6 +278,15 @@ def _route(end: End, other: End, mtu: int) -> None:
             *(f"route add {prefix} dev wg0 src {end.tunnel_address(prefix.version)}" for prefix in other.blocks),
         ]
     )
+
+
+def _losses(end: End) -> str:
+    said = end.node.run(["sh", "-c", "cat /proc/net/dev /proc/net/snmp"]).stdout.splitlines()
+    dropped = {line.split(":")[0].strip(): line.split(":")[1].split() for line in said if re.match(r" *(wg0|eth0|cali\w+):", line)}
+    links = [f"{name}: received {fields[3]} dropped, sent {fields[11]} dropped" for name, fields in dropped.items()]
+    names, values = (line.split() for line in said if line.startswith("Udp:"))
+    errors = [f"{name} {value}" for name, value in zip(names, values, strict=True) if "Errors" in name and value != "0"]
+    return f"{end.kind}: " + "; ".join(links + errors)
 
 
 def _widen(topology: Topology) -> None:
@@ -288,3 +303,20 @@ def spare_address(number: int, version: int) -> Address:
 
 def repository() -> Path:
     return Path(__file__).parents[2]
+
+
+def has_interface(where: Namespace, name: str) -> bool:
+    return where.run(["ip", "link", "show", "dev", name], check=False).returncode == 0
+
+
+def processes_in(where: Namespace) -> dict[int, str]:
+    """The processes of a namespace, and their command lines."""
+    inode = os.stat(NAMESPACES / where.name).st_ino
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.stat(path / "ns" / "net").st_ino == inode:
+                found[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ").strip()
+        except OSError:
+            continue
+    return found

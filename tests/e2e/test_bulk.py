@@ -1,6 +1,6 @@
 """Much of it: 500 MB of TCP between pods arrives as it was sent, and a flood of pings loses nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -14,12 +14,9 @@ FLOOD = 5000
 @pytest.fixture(
     scope="module", params=[("wgpy", "wgpy"), ("wgpy", "wireguard-go")], ids=lambda kinds: f"{kinds[0]}:{kinds[1]}"
 )
-def tunnel(request: pytest.FixtureRequest, machine: None) -> Iterator[Tunnel]:
-    """Both directions of the second pair are wireguard-go on either end."""
-    if "wireguard-go" in request.param:
-        request.getfixturevalue("wireguard_go_path")
-    with Tunnel.lay(request.param) as laid:
-        yield laid
+def tunnel(request: pytest.FixtureRequest, standing: Callable[..., Tunnel]) -> Tunnel:
+    """In the two directions of the second pair wireguard-go is on either end."""
+    return standing(request.param)
 
 
 def carry(tunnel: Tunnel, size: int, version: int) -> None:

@@ -1,6 +1,6 @@
 """wgpy with itself and with wireguard-go in both roles, over IPv4 and IPv6 outside and inside, with and without a preshared key."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -21,12 +21,9 @@ HEADERS = {4: 28, 6: 48}
     params=[(pair, outer, preshared) for pair in PAIRS for outer in FAMILIES for preshared in (False, True)],
     ids=lambda param: f"{param[0][0]}:{param[0][1]}-over-IPv{param[1]}-{'psk' if param[2] else 'plain'}",
 )
-def tunnel(request: pytest.FixtureRequest, machine: None) -> Iterator[Tunnel]:
-    pair, outer, preshared = request.param
-    if "wireguard-go" in pair:
-        request.getfixturevalue("wireguard_go_path")
-    with Tunnel.lay(pair, outer=outer, preshared=preshared) as laid:
-        yield laid
+def tunnel(request: pytest.FixtureRequest, standing: Callable[..., Tunnel]) -> Tunnel:
+    kinds, outer, preshared = request.param
+    return standing(kinds, outer, preshared=preshared)
 
 
 def padded(length: int) -> int:
@@ -41,7 +38,6 @@ def pod_pairs(tunnel: Tunnel) -> list[tuple[Address, Address]]:
 
 def test_pods_reach_each_other_both_ways_and_nothing_is_seen_in_clear(tunnel: Tunnel) -> None:
     first, second = tunnel.ends
-    tunnel.configure()
 
     with tunnel.capture() as capture:
         for end, other in tunnel.directions():

@@ -24,6 +24,7 @@ CHUNK = 1 << 20
 RECEIVE_BUFFER = 8 << 20
 SO_RCVBUFFORCE = 33
 NUMBER = struct.Struct("!Q")
+LARGEST_BURST = 20
 
 
 def open_socket(where: Namespace, address: Address, kind: socket.SocketKind, port: int = 0) -> socket.socket:
@@ -73,12 +74,15 @@ def transfer(source: Namespace, source_address: Address, destination: Namespace,
 
 
 def _send_all(connection: socket.socket, size: int, source: random.Random) -> str:
-    digest = hashlib.sha256()
+    """Every chunk is another part of the same random bytes, so that none can stand for another."""
+    digest, start = hashlib.sha256(), 0
+    random_bytes = memoryview(source.randbytes(2 * CHUNK))
     while size:
-        chunk = source.randbytes(min(CHUNK, size))
+        chunk = random_bytes[start : start + min(CHUNK, size)]
         connection.sendall(chunk)
         digest.update(chunk)
         size -= len(chunk)
+        start = (start + 4099) % CHUNK
     connection.shutdown(socket.SHUT_WR)
     return digest.hexdigest()
 
@@ -100,7 +104,7 @@ def _receive_all(listener: socket.socket) -> tuple[str, int]:
 
 @contextmanager
 def echoing(where: Namespace, address: Address) -> Iterator[tuple[str, int]]:
-    """A UDP echo: gives its address. It answers from where it was asked."""
+    """A UDP echo: gives its address."""
     with open_socket(where, address, socket.SOCK_DGRAM) as server:
         server.settimeout(0.1)
         stopped = threading.Event()
@@ -163,13 +167,17 @@ class Stream:
         return sorted(set(range(self.sent)) - self.returned)
 
     def _send(self, client: socket.socket, seconds: float) -> None:
-        started = time.monotonic()
+        """Steadily: what a stall of this machine kept from being sent is not sent in one burst, which no queue would hold."""
         padding = bytes(self.size - NUMBER.size)
-        while (elapsed := time.monotonic() - started) < seconds:
-            while self.sent < elapsed * self.rate:
+        end = time.monotonic() + seconds
+        due = time.monotonic()
+        while (now := time.monotonic()) < end:
+            due = max(due, now - LARGEST_BURST / self.rate)
+            while due <= now:
                 client.send(NUMBER.pack(self.sent) + padding)
                 self.sent += 1
-            time.sleep(0.5 / self.rate)
+                due += 1 / self.rate
+            time.sleep(max(0.0, due - time.monotonic()))
 
     def _collect(self, client: socket.socket, stopped: threading.Event) -> None:
         while not stopped.is_set():

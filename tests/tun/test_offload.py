@@ -160,9 +160,29 @@ def test_a_checksum_of_zero_is_written_the_other_way_for_udp_only(stream: Stream
     offset = stream.l4 + (16 if stream.is_tcp else 6)
     (packet,) = stream.packets()
     stream = replace(stream, payload=packet[offset : offset + 2] + bytes(98))  # which makes the sum all ones
+    header, packet = stream.superpacket()
+    start, field = struct.unpack("=HH", header[6:])
+    single, rows = bytearray(packet), np.array([list(packet)] * 2, np.uint8)
 
-    assert split(*stream.superpacket())[0][offset : offset + 2] == struct.pack(">H", expected)
-    assert split(*stream.superpacket()) == stream.packets()
+    complete_checksum(memoryview(single), start, field)
+    complete_checksums(rows, len(packet), start, field)
+
+    assert single[offset : offset + 2] == struct.pack(">H", expected)
+    assert [single] == split(header, packet) == stream.packets()
+    assert rows.tobytes() == bytes(single) * 2
+
+
+@pytest.mark.parametrize("stream", [TCP4, TCP6, UDP4, UDP6])
+def test_a_pseudo_header_that_sums_to_nothing_is_written_as_the_kernel_does(stream: Stream) -> None:
+    header, packet = replace(stream, destination=bytes(16)).superpacket()
+    at = stream.l4 + (16 if stream.is_tcp else 6)
+    missing = 0xFFFF - int.from_bytes(packet[at : at + 2], "big")
+    stream = replace(stream, destination=struct.pack(">H14x", missing))
+    header, packet = stream.superpacket()
+    assert packet[at : at + 2] == b"\xff\xff"
+
+    assert split(header, packet) == stream.packets()
+    assert coalesced(stream.packets()) == [(header + packet,)]
 
 
 def test_a_superpacket_of_many_small_segments_is_filled_piece_by_piece() -> None:
@@ -564,7 +584,20 @@ def test_handle_gro_of_wireguard_go_unequal_flags_mf() -> None:
         packets = [one(stream, 1), one(stream, 101, ident=2)]
         fragment = packets[1][:6] + b"\x20" + packets[1][7:]
         assert groups(coalesced([packets[0], fragment])) == [1, 1]
-        assert groups(coalesced([fragment, fragment])) == [1, 1]
+        for flags_and_offset in (b"\x20\0", b"\0\1", b"\x40\1", b"\x80\0"):  # on both: MF, offsets, the reserved bit
+            assert groups(coalesced([packet[:6] + flags_and_offset + packet[8:] for packet in packets])) == [1, 1]
+
+
+def test_tcp_segments_with_flags_of_their_own_are_not_coalesced() -> None:
+    """On both of a pair: splitting could give them back, but they tell the receiver something about this one segment."""
+    for stream in (TCP4, TCP6):
+        pair = [one(stream, 1), one(stream, 101, ident=2)]
+        for flags in (0, ACK | 0x01, ACK | 0x02, ACK | 0x04, ACK | 0x20, ACK | 0x40, ACK | CWR):
+            changed = [packet[: stream.l4 + 13] + bytes([flags]) + packet[stream.l4 + 14 :] for packet in pair]
+            assert groups(coalesced(changed)) == [1, 1]
+        for reserved in (1, 2, 4, 8):
+            changed = [packet[: stream.l4 + 12] + bytes([0x50 | reserved]) + packet[stream.l4 + 13 :] for packet in pair]
+            assert groups(coalesced(changed)) == [1, 1]
 
 
 @pytest.mark.parametrize("stream", [TCP4, TCP6, UDP4, UDP6], ids=["tcp4", "tcp6", "udp4", "udp6"])

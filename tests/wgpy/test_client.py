@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.interface import Interface
-from wgpy.client import Client, ClientError, NoSuchInterface, interfaces
-from wgpy.config import DeviceSnapshot, Endpoint, PeerConfig, PeerSnapshot, SetDevice, SetPeer
+from wgpy.client import Client, ClientError, NoSuchInterface, _receive_reply, interfaces
+from wgpy.config import Change, DeviceSnapshot, Endpoint, PeerConfig, PeerSnapshot, SetDevice, SetPeer
 
 KEY = bytes(range(32))
 
@@ -40,7 +40,7 @@ def test_a_device_is_fetched(interface: Interface, tmp_path: Path) -> None:
 
 
 def test_changes_arrive_as_they_were_made(interface: Interface, tmp_path: Path) -> None:
-    changes = [SetDevice(fwmark=5), SetPeer(KEY, allowed_ips=(ip_network("10.0.0.0/8"),))]
+    changes: list[Change] = [SetDevice(fwmark=5), SetPeer(KEY, allowed_ips=(ip_network("10.0.0.0/8"),))]
 
     Client("wg0", tmp_path).set(changes)
 
@@ -52,6 +52,23 @@ def test_a_large_device_is_fetched_whole(interface: Interface, tmp_path: Path) -
     interface.snapshot = DeviceSnapshot(peers=(PeerSnapshot(PeerConfig(KEY, allowed_ips=prefixes)),))
 
     assert Client("wg0", tmp_path).get() == interface.snapshot
+
+
+class Cut(socket.socket):
+    """Receives piece after piece, and then nothing."""
+
+    pieces: list[bytes]
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        return self.pieces.pop(0)  # IndexError: asked for more than there is
+
+
+@pytest.mark.parametrize("pieces", [[b"errno=0\n\n"], [b"errno=0\n", b"\n"], [b"errno", b"=0", b"\n", b"\n"]])
+def test_a_reply_ends_with_its_blank_line_however_it_is_cut(pieces: list[bytes]) -> None:
+    with Cut(socket.AF_UNIX) as connection:
+        connection.pieces = pieces
+
+        assert _receive_reply(connection) == "errno=0\n\n"
 
 
 def test_a_zone_is_known_by_name_here(interface: Interface, tmp_path: Path) -> None:
@@ -79,7 +96,7 @@ def test_a_refusal_carries_the_errno_and_says_it_in_words(interface: Interface, 
 
 
 def test_an_interface_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
-    with pytest.raises(NoSuchInterface, match="no interface 'wg0' here.*start one with: wgpy wg0"):
+    with pytest.raises(NoSuchInterface, match=r"no interface 'wg0' here.*start one with: wgpy wg0"):
         Client("wg0", tmp_path).get()
 
 

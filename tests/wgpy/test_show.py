@@ -113,7 +113,9 @@ def test_peers_who_shook_hands_last_come_first() -> None:
 def test_the_dump_has_all_fields_in_columns() -> None:
     snapshot = DeviceSnapshot(
         listen_port=5,
-        peers=(PeerSnapshot(PeerConfig(KEY, allowed_ips=(ip_network("10.0.0.0/8"), ip_network("fd00::/64"))), 7 * NANOSECONDS, 1, 2),),
+        peers=(
+            PeerSnapshot(PeerConfig(KEY, allowed_ips=(ip_network("10.0.0.0/8"), ip_network("fd00::/64"))), 7 * NANOSECONDS, 1, 2),
+        ),
     )
 
     assert list(lines(snapshot, "dump")) == [
@@ -132,7 +134,10 @@ def test_json_has_the_names_of_wg_json() -> None:
         PRIVATE_KEY,
         51820,
         0x20,
-        (PeerSnapshot(PeerConfig(KEY, KEY, Endpoint("192.0.2.1", 5), 25, (ip_network("10.0.0.0/8"),)), 7 * NANOSECONDS, 1, 2), peer()),
+        (
+            PeerSnapshot(PeerConfig(KEY, KEY, Endpoint("192.0.2.1", 5), 25, (ip_network("10.0.0.0/8"),)), 7 * NANOSECONDS, 1, 2),
+            peer(),
+        ),
     )
 
     assert set(as_json(snapshot)) == {"privateKey", "publicKey", "listenPort", "fwmark", "peers"}

@@ -428,9 +428,7 @@ def foreign_socket() -> Iterator[Path]:
     program = wireguard_go()
     name = f"wgj{os.getpid()}"[:15]
     path = Path("/var/run/wireguard") / f"{name}.sock"
-    process = subprocess.Popen(
-        ["unshare", "--net", program, "-f", name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(["unshare", "--net", program, "-f", name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 10
         while not path.exists():

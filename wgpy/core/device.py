@@ -128,6 +128,9 @@ class Device:
                 self._set_peer(change, now)
 
     def _set_device(self, change: SetDevice, now: float) -> None:
+        if change.replace_peers:  # first: who is to be gone must not be greeted with the new key
+            for peer in list(self.peers.values()):
+                self._remove_peer(peer)
         if change.private_key is not None:
             self._set_private_key(change.private_key, now)
         if change.listen_port is not None and change.listen_port != self.listen_port:
@@ -136,9 +139,6 @@ class Device:
         if change.fwmark is not None and change.fwmark != self.fwmark:
             self.fwmark = change.fwmark
             self.forget_sources()
-        if change.replace_peers:
-            for peer in list(self.peers.values()):
-                self._remove_peer(peer)
 
     def _set_private_key(self, private_key: bytes, now: float) -> None:
         if private_key != NO_KEY:
@@ -146,6 +146,8 @@ class Device:
         if private_key == self._private_key:
             return
         had_identity = self.local is not None
+        self.count_drop(Drop.BAD_MAC1, len(self._messages))  # what waits was for the key we had
+        self._messages.clear()
         self._private_key = private_key
         self.local = None if private_key == NO_KEY else LocalStatic(private_key)
         self._checker = None if self.local is None else CookieChecker(self.local)
@@ -298,10 +300,10 @@ class Device:
         peer.rx_bytes += size
         timers = peer.timers
         keypairs = peer.keypairs
-        if keypair is keypairs.next:
+        confirmed = keypair is keypairs.next
+        if confirmed:
             self._forget_keypairs(keypairs.confirmed())
             self._handshake_complete(peer, now)
-            self.flush_staged(peer, now)
         current = keypairs.current
         if current is not None and not timers.sent_lastminute_handshake and current.needs_rekey_on_receive(now):
             timers.sent_lastminute_handshake = True
@@ -310,6 +312,8 @@ class Device:
         timers.any_authenticated_packet_traversal(now)
         if has_data:
             timers.data_received(now)
+        if confirmed:  # behind the timers: what came in is no answer to what goes out only now
+            self.flush_staged(peer, now)
         if timers.armed_earliest < peer.wake_at:
             self._wake(peer)
 
@@ -318,8 +322,12 @@ class Device:
         kind = int.from_bytes(message[:4], "little")
         if constants.MESSAGE_LENGTHS.get(kind) != len(message):
             self.count_drop(Drop.UNKNOWN_MESSAGE)
+        elif not self.is_up:
+            self.count_drop(Drop.INTERFACE_DOWN)
         elif self._checker is None:
             self.count_drop(Drop.NO_PRIVATE_KEY)
+        elif kind == constants.MESSAGE_COOKIE_REPLY and int.from_bytes(message[4:8], "little") not in self.indices:
+            self.count_drop(Drop.BAD_COOKIE_REPLY)  # has no mac1: anybody could fill the queue with them
         elif kind != constants.MESSAGE_COOKIE_REPLY and not self._checker.mac1_is_valid(message):
             self.count_drop(Drop.BAD_MAC1)
         elif len(self._messages) >= MAX_QUEUED_MESSAGES:
@@ -424,11 +432,11 @@ class Device:
         self._forget_keypairs(peer.keypairs.initiator_derived(new))
         peer.timers.session_derived(now)
         self._handshake_complete(peer, now)
-        if not self.flush_staged(peer, now):
-            self.send_keepalive(peer, now)
         peer.rx_bytes += len(message)
         peer.timers.any_authenticated_packet_received()
         peer.timers.any_authenticated_packet_traversal(now)
+        if not self.flush_staged(peer, now):
+            self.send_keepalive(peer, now)
         self._wake(peer)
 
     def _cookie_reply(self, message: bytes, now: float) -> None:

@@ -112,10 +112,14 @@ class Outbound:
         peer = self._route(slot, length)
         if peer is None:
             return
+        if header[0] & NEEDS_CSUM and sum(self._checksum_field()) + 2 > length:
+            self._device.count_drop(Drop.BAD_OFFLOAD)
+            return
         if not peer.can_send(now):
             packet = slot[:length]
-            if not header[0] & NEEDS_CSUM or self._complete(packet):
-                self._device.stage(peer, bytes(packet), now)
+            if header[0] & NEEDS_CSUM:
+                complete_checksum(packet, *self._checksum_field())
+            self._device.stage(peer, bytes(packet), now)
             return
         self._gather(peer, length, now)
 
@@ -139,8 +143,7 @@ class Outbound:
             # Zero: what is padding must not be an older packet. To the run's length, so that sums over rows are right.
             slot[length : layout.padded] = bytes(layout.padded - length)
         if header[0] & NEEDS_CSUM:
-            # the fields of struct virtio_net_hdr, little-endian as every machine that runs this
-            self._partial.append((self._count, header[6] | header[7] << 8, header[8] | header[9] << 8))
+            self._partial.append((self._count, *self._checksum_field()))
         self._count += 1
         if padded < layout.padded:
             self._seal(padded, now)
@@ -225,30 +228,20 @@ class Outbound:
                 continue
             self._device.data_sealed(peer, self._datagrams_view[:size], layout.datagram, rows, self._ecn, now)
 
-    def _complete(self, packet: memoryview) -> bool:
-        """Finish the half-done checksum of the packet just read; False (counted) if its header makes no sense."""
+    def _checksum_field(self) -> tuple[int, int]:
+        """csum_start and csum_offset of the header just read, little-endian as every machine that runs this."""
         header = self._header
-        try:
-            complete_checksum(packet, header[6] | header[7] << 8, header[8] | header[9] << 8)
-        except OffloadError:
-            self._device.count_drop(Drop.BAD_OFFLOAD)
-            return False
-        return True
+        return header[6] | header[7] << 8, header[8] | header[9] << 8
 
     def _complete_rows(self, count: int, layout: _Layout) -> None:
         """Finish half-done checksums. Padding is zero, so a sum over the padded row is the sum over the packet."""
         partial, self._partial = self._partial, []
         _, start, offset = partial[0]
-        uniform = count == len(partial) >= _VECTOR_WORTH and all(p[1] == start and p[2] == offset for p in partial)
-        try:
-            if uniform:
-                complete_checksums(self._matrix[:count], layout.padded, start, offset)
-                return
-            for row, start, offset in partial:
-                complete_checksum(layout.packets[row], start, offset)
-        except OffloadError:
-            # The kernel wrote this header; a receiver will drop the packet for its checksum.
-            self._device.count_drop(Drop.BAD_OFFLOAD)
+        if count == len(partial) >= _VECTOR_WORTH and all(p[1] == start and p[2] == offset for p in partial):
+            complete_checksums(self._matrix[:count], layout.padded, start, offset)
+            return
+        for row, start, offset in partial:
+            complete_checksum(layout.packets[row], start, offset)
 
     def _wide_packet_read(self, length: int, now: float) -> None:
         """A single packet wider than a row: the MTU has grown and we have not been told yet."""

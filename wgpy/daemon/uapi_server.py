@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 
 DIRECTORY = Path("/var/run/wireguard")
 LINE_LIMIT = 4096
-REPLY_PORTION = 1 << 16
 
 
 class SocketInUse(Exception):
@@ -113,10 +112,10 @@ class UapiServer:
         if await reader.readline() != b"\n":
             writer.write(uapi.reply_get(errno.EINVAL).encode())
             return
-        reply = uapi.format_get(self._get()).encode()
-        for start in range(0, len(reply), REPLY_PORTION):
-            writer.write(reply[start : start + REPLY_PORTION])
+        for portion in uapi.format_get_chunks(self._get()):
+            writer.write(portion.encode())
             await writer.drain()
+            await asyncio.sleep(0)  # packets first
 
     async def _reply_set(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         lines = []
@@ -127,7 +126,7 @@ class UapiServer:
         status = 0
         async with self._applying:
             try:
-                await self._apply(uapi.parse_set(b"".join(lines).decode()))
+                await self._apply(uapi.parse_set(b"".join(lines).decode(errors="replace"), _zone_index))
             except uapi.UapiError as error:
                 status = error.errno
                 log.warning("configuration refused: %s", error)
@@ -135,6 +134,14 @@ class UapiServer:
                 status = error.errno or errno.EIO
                 log.warning("configuration failed: %s", error.strerror)
         writer.write(uapi.reply_set(status).encode())
+
+
+def _zone_index(zone: str) -> int:
+    """The index of the interface that a link-local endpoint names. Raises ValueError."""
+    try:
+        return socket.if_nametoindex(zone)
+    except OSError:
+        raise ValueError(f"there is no interface {zone[:20]!r}") from None
 
 
 class Deletion:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from ipaddress import ip_network
 
 import pytest
+import yaml
 
-from controller.demo import manifests
 from controller.demo.capture import Verdict
 from controller.demo.cluster import MAX_NODES, PODS_PER_NODE, POOL, Cluster, ClusterError, DataPlane, _block
 from controller.demo.command import missing
@@ -63,10 +63,12 @@ def test_a_pod_moves_with_its_block_and_the_block_says_so(cluster: Cluster) -> N
 
     moved = cluster.move_blocks(one.node.pods["wanderer"], two)
 
-    block = cluster._read("IPAMBlock", manifests.block_name(ip_network("10.42.1.64/26")))
+    block, pod = (
+        yaml.safe_load((cluster.directory / name).read_text()) for name in ("ipamblock-10-42-1-64-26.yaml", "pod-wanderer.yaml")
+    )
     assert block["spec"]["affinity"] == "host:n2"
     assert [owner["secondary"]["node"] for owner in block["spec"]["attributes"]] == ["n2"]
-    assert cluster._read("Pod", "wanderer")["spec"]["nodeName"] == "n2"
+    assert pod["spec"]["nodeName"] == "n2"
     assert ping_all([Probe(one.pods[0], moved, 4, b"wgpy")]) == [PINGS]
 
 

@@ -210,8 +210,8 @@ def network(mtu: int, *, connected: bool = True) -> Sim:
     return sim
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.lists(reads(), max_size=40), st.sampled_from([1280, 1300, 1420, 1500, 8920]), st.integers(0, 1000))
+@settings(max_examples=80, deadline=None)
+@given(st.lists(reads(), max_size=30), st.sampled_from([1280, 1300, 1420, 1500, 8920]), st.integers(0, 1000))
 def test_what_is_read_comes_out_at_whom_it_is_for_in_order_and_nothing_else(script: list[Read], mtu: int, seed: int) -> None:
     sim = network(mtu)
     sender = sim["S"]
@@ -234,7 +234,7 @@ def test_what_is_read_comes_out_at_whom_it_is_for_in_order_and_nothing_else(scri
     assert sender.drops() == {}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(reads(), min_size=1, max_size=12), st.integers(0, 1000))
 def test_what_waits_for_a_session_comes_out_in_order_but_no_more_than_128(script: list[Read], seed: int) -> None:
     sim = network(1420, connected=False)
@@ -413,7 +413,7 @@ def test_what_cannot_be_sent_is_dropped_alone_and_counted(header: bytes, data: b
 
 @pytest.mark.parametrize("count", [2, 8])
 def test_a_checksum_that_is_nowhere_spoils_no_other_packet(count: int) -> None:
-    """Of all packets of the run, one has a header that makes no sense."""
+    """One virtio header makes no sense: the rest of the run has nothing to do with it."""
     sim = Sim.connected()
     flows = [stream(sim["A"], sim["B"], is_tcp=False, payload=bytes([number]) * 40) for number in range(count)]
 
@@ -423,7 +423,7 @@ def test_a_checksum_that_is_nowhere_spoils_no_other_packet(count: int) -> None:
         sim["A"].read(data, header)
     sim["A"].device.outbound.flush(sim.now)
 
-    assert sealed_for(sim["A"], sim["B"])[1:] == with_padding([flow.packets()[0] for flow in flows], 1420)
+    assert sealed_for(sim["A"], sim["B"]) == with_padding([flow.packets()[0] for flow in flows], 1420)
     assert sim["A"].drops() == {"bad_offload": 1}
 
 

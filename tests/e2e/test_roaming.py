@@ -1,0 +1,99 @@
+"""Nodes that change their address or port are followed, and peers are answered from the address they spoke to."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from controller.demo.topology import Address
+from tests.e2e.lab import FAMILIES, PORT, End, Tunnel, ping, spare_address
+from tests.e2e.wire import INITIATION, RESPONSE, TRANSPORT, messages
+from wgpy.config import Endpoint, SetDevice, SetPeer
+
+PAIRS = [("wgpy", "wgpy"), ("wgpy", "wireguard-go"), ("wireguard-go", "wgpy")]
+DEFAULT_ROUTE = {4: "0.0.0.0/0 via 10.77.0.254", 6: "::/0 via fd77::ffff:ffff:ffff:fffe"}
+
+
+def tunnels_of(*pairs: tuple[str, str]) -> pytest.MarkDecorator:
+    """Runs a test over IPv4 and IPv6 for each pair."""
+    return pytest.mark.parametrize(
+        "tunnel",
+        [pytest.param((pair, outer), id=f"{pair[0]}:{pair[1]}-over-IPv{outer}") for pair in pairs for outer in FAMILIES],
+        indirect=True,
+    )
+
+
+@pytest.fixture
+def tunnel(request: pytest.FixtureRequest, standing: Callable[..., Tunnel]) -> Iterator[Tunnel]:
+    """With a session; the addresses that the test gives its nodes are taken back."""
+    tunnel = standing(*request.param)
+    assert ping(tunnel.ends[0].pod, tunnel.ends[1].pod.address(4), count=1) == 1
+    yield tunnel
+    for end in tunnel.ends:
+        address = end.node.address(tunnel.outer)
+        give(end, tunnel.outer, address)
+
+
+def endpoint(address: Address, port: int = PORT) -> Endpoint:
+    return Endpoint(str(address), port)
+
+
+def give(end: End, version: int, *addresses: Address) -> None:
+    """Let the node have these addresses on the underlay and no others."""
+    end.node.run(["ip", f"-{version}", "addr", "flush", "dev", "eth0", "scope", "global"])
+    end.node.configure(
+        links=[
+            *(f"addr add {address}/{24 if version == 4 else '64 nodad'} dev eth0" for address in addresses),
+            f"route replace {DEFAULT_ROUTE[version]} dev eth0",
+        ]
+    )
+
+
+@tunnels_of(*PAIRS)
+def test_a_node_with_another_address_or_port_is_followed_at_its_first_packet(tunnel: Tunnel) -> None:
+    observer, mover = tunnel.ends
+
+    moved = spare_address(mover.number, tunnel.outer)
+    give(mover, tunnel.outer, moved)
+    assert ping(mover.pod, observer.pod.address(4), count=1, patience=1) == 1
+    assert observer.peer.config.endpoint == endpoint(moved)
+    assert ping(observer.pod, mover.pod.address(4), count=2, patience=1) == 2
+
+    mover.client.set([SetDevice(listen_port=PORT + 1)])
+    assert ping(mover.pod, observer.pod.address(FAMILIES[-1]), count=1, patience=1) == 1
+    assert observer.peer.config.endpoint == endpoint(moved, PORT + 1)
+    assert ping(observer.pod, mover.pod.address(4), count=2, patience=1) == 2
+
+    assert mover.peer.config.endpoint == endpoint(observer.node.address(tunnel.outer))
+
+
+# Only where wgpy answers: wireguard-go forgets the address when datagrams come in bursts (protocol 1.11).
+@tunnels_of(("wgpy", "wgpy"), ("wireguard-go", "wgpy"))
+def test_who_speaks_to_one_of_several_addresses_is_answered_from_that_one(tunnel: Tunnel) -> None:
+    first, second = tunnel.ends
+    addresses = [second.node.address(tunnel.outer), spare_address(second.number, tunnel.outer)]
+    give(second, tunnel.outer, *addresses)
+
+    for address in addresses:
+        tunnel.configure()
+        first.client.set([SetPeer(second.public_key, endpoint=endpoint(address))])
+        with tunnel.capture() as capture:
+            assert ping(first.pod, second.pod.address(4), "-f", "-q", count=100, interval=0) == 100
+
+        assert first.peer.config.endpoint == endpoint(address)
+        answers = [one for one in messages(capture.frames, RESPONSE, TRANSPORT) if one.destination == first.node.address(tunnel.outer)]
+        assert {one.message for one in answers} == {RESPONSE, TRANSPORT}
+        assert {one.source for one in answers} == {address}
+
+
+@tunnels_of(("wgpy", "wgpy"))
+def test_an_address_that_is_gone_is_not_answered_from(tunnel: Tunnel) -> None:
+    first, second = tunnel.ends
+    moved = spare_address(second.number, tunnel.outer)
+    give(second, tunnel.outer, moved)
+
+    first.client.set([SetPeer(second.public_key, endpoint=endpoint(moved))])
+    with tunnel.capture() as capture:
+        assert ping(first.pod, second.pod.address(4), count=3, patience=1) == 3
+
+    sources = {one.source for one in messages(capture.frames, INITIATION, RESPONSE, TRANSPORT)}
+    assert sources == {first.node.address(tunnel.outer), moved}
