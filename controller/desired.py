@@ -17,7 +17,7 @@ from ipaddress import ip_interface, ip_network
 
 from controller.model import Address, Cluster, Family, Node
 from controller.state import Device, Link, Route, RouteKind, Rule, State, sorted_prefixes
-from wgpy.config import Endpoint, PeerConfig, Prefix
+from wgpy.config import NO_KEY, Endpoint, PeerConfig, Prefix
 
 OVERHEAD = {Family.IPV4: 60, Family.IPV6: 80}
 """Bytes that WireGuard adds: outer IP header, UDP header, transport data and its padding."""
@@ -158,7 +158,7 @@ def desired_state(cluster: Cluster, family: Family, identity: Identity, numbers:
 
 def disabled_state() -> State:
     """Nothing of ours left but the interface itself, which is the data plane's, and its port, which is closed with it."""
-    return State(link=Link(is_up=False), device=Device(private_key=bytes(32)))
+    return State(link=Link(is_up=False), device=Device(private_key=NO_KEY))
 
 
 def degraded_state(desired: State, found: State, keeps_interface: bool) -> State:

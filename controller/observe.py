@@ -8,9 +8,7 @@ Sources: calico.md 1 to 3; libcalico-go ``lib/backend/k8s/resources/node.go`` an
 ``felix/config/config_params.go``, ``felix/calc/dataplane_passthru.go``.
 """
 
-import binascii
 import re
-from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_interface, ip_network
@@ -29,7 +27,8 @@ from controller.calico import (
 )
 from controller.model import Address, Block, Cluster, Family, FelixConfiguration, Node, NodeNetwork, Pool
 from controller.source import Manifest, Objects, Ref
-from wgpy.config import KEY_LENGTH, NO_KEY, Prefix
+from wgpy.config import NO_KEY, Prefix
+from wgpy.wgconf import parse_key
 
 Path = tuple[str | int, ...]
 T = TypeVar("T")
@@ -166,7 +165,7 @@ def _node_network(reader: _Reader, family: Family, status_addresses: list[Addres
     tunnels = {name: reader.parse_annotation(name, _of_family(family, _parse_address)) for name in names.tunnel_addresses}
     return NodeNetwork(
         address=addresses[0] if addresses else None,
-        public_key=reader.parse_annotation(names.public_key, parse_public_key),
+        public_key=reader.parse_annotation(names.public_key, _parse_public_key),
         interface_address=tunnels[names.interface_address],
         tunnel_addresses=tuple(dict.fromkeys(address for address in tunnels.values() if address is not None)),
         host_addresses=tuple(dict.fromkeys(addresses)),
@@ -367,14 +366,9 @@ _PARAMETER_NAMES = {"wireguardKeepAlive": "WireguardPersistentKeepAlive"}
 # Values -------------------------------------------------------------------------------------------------------------
 
 
-def parse_public_key(value: Any) -> bytes | None:
-    """A base64 key, or None for the zero key, which stands for none. ValueError where it is not a key."""
-    try:
-        key = b64decode(value, validate=True) if isinstance(value, str) else b""
-    except (binascii.Error, ValueError):
-        key = b""
-    if len(key) != KEY_LENGTH:
-        raise ValueError(f"not a WireGuard public key (44 characters of base64): {_shown(value)}")
+def _parse_public_key(value: Any) -> bytes | None:
+    """The zero key stands for none."""
+    key = parse_key(value if isinstance(value, str) else "")
     return key if key != NO_KEY else None
 
 

@@ -3,6 +3,8 @@
 The constants are typed in again: the tests hold the implementation to the paper, not to itself.
 """
 
+from itertools import pairwise
+
 import pytest
 
 from tests.sim import Host, Sim, packet
@@ -105,7 +107,7 @@ def test_20_initiations_and_then_silence_when_nobody_answers() -> None:
 
     times = [entry.at - 1000 for entry in sim.sent("A")]
     assert len(times) == 20
-    assert all(REKEY_TIMEOUT <= later - earlier <= REKEY_TIMEOUT + 0.334 for earlier, later in zip(times, times[1:], strict=False))
+    assert all(REKEY_TIMEOUT <= later - earlier <= REKEY_TIMEOUT + 0.334 for earlier, later in pairwise(times))
     assert 95 <= times[-1] <= 102
     assert sim["A"].drops() == {"no_session": 1}
     assert sim["A"].device.next_deadline() > sim.now

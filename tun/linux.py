@@ -197,7 +197,8 @@ def _takes_superpackets(fd: int, probe: bytes) -> bool:
     """Whether the kernel takes well-formed superpackets, without troubling anybody with one.
 
     The kernel checks the virtio header before it asks whether the interface is up: EIO says that the header is right, EINVAL
-    that it is refused. An interface that is up already drops the probe for its bad IP header checksum.
+    that it is refused. An interface that is up already drops the probe for its bad IP header checksum. Either way it shows
+    among the dropped packets of ``ip -s link``.
     Kernels with commit e269d79c and without 89add40 (6.1, 6.6 and 6.10 for a while) refuse TCP superpackets whose segments
     are shorter than their headers, or whose last one is: the probe's are.
     """

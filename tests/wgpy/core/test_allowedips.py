@@ -43,13 +43,14 @@ class Naive:
 
 
 # few distinct bits, so that prefixes nest and collide
-ipv4 = st.builds(lambda bits, length: IPv4Network((bits << 24 | bits << 4, length), strict=False), st.integers(0, 7), st.integers(0, 32))
-ipv6 = st.builds(lambda bits, length: IPv6Network((bits << 120 | bits << 3, length), strict=False), st.integers(0, 7), st.integers(0, 128))
+bits = st.integers(0, 7)
+ipv4 = st.builds(lambda n, length: IPv4Network((n << 24 | n << 4, length), strict=False), bits, st.integers(0, 32))
+ipv6 = st.builds(lambda n, length: IPv6Network((n << 120 | n << 3, length), strict=False), bits, st.integers(0, 128))
 prefixes = ipv4 | ipv6
-addresses = st.builds(lambda bits, low: (bits << 24 | bits << 4 | low).to_bytes(4), st.integers(0, 7), st.integers(0, 3)) | st.builds(
-    lambda bits, low: (bits << 120 | bits << 3 | low).to_bytes(16), st.integers(0, 7), st.integers(0, 3)
-)
-steps = st.tuples(st.sampled_from(["insert", "insert", "insert", "remove", "remove_owner", "lookup"]), prefixes, st.sampled_from(OWNERS), addresses)
+ipv4_addresses = st.builds(lambda n, low: (n << 24 | n << 4 | low).to_bytes(4), bits, st.integers(0, 3))
+ipv6_addresses = st.builds(lambda n, low: (n << 120 | n << 3 | low).to_bytes(16), bits, st.integers(0, 3))
+names = st.sampled_from(["insert", "insert", "insert", "remove", "remove_owner", "lookup"])
+steps = st.tuples(names, prefixes, st.sampled_from(OWNERS), ipv4_addresses | ipv6_addresses)
 
 
 @settings(max_examples=300)

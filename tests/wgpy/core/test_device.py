@@ -1,4 +1,4 @@
-"""The device: configuration, handshakes, key slots, load and deadlines. (What the paper says of time is in tests/test_paper.py.)"""
+"""The device: configuration, handshakes, key slots, load and deadlines. What the paper says of time is in tests/test_paper.py."""
 
 from ipaddress import ip_network
 
@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noise import crypto
+from noise.keypair import Keypair
 from tests.sim import Host, Sim, kind_of, packet
 from wgpy.config import NO_KEY, Change, DeviceConfig, Endpoint, PeerConfig, SetDevice, SetPeer, changes_to
 from wgpy.core.device import MAX_QUEUED_MESSAGES, UNDER_LOAD_MESSAGES
+from wgpy.core.peer import Peer
 
 ELSEWHERE = Endpoint("203.0.113.9", 9999)
 
@@ -628,12 +630,12 @@ def test_what_comes_in_does_not_prolong_a_handshake_that_nobody_answers() -> Non
     sim["A"].set_device(private_key=crypto.clamp(b"\x77" * 32))
     ping(sim, "A", "B")
 
-    for _ in range(170):
+    for _ in range(110):
         ping(sim, "B", "A")
         sim.advance(1)
 
-    assert len(sim["A"].packets) > 100
-    assert len(sim.sent("A", "initiation")) == 20
+    assert len(sim["A"].packets) == 110
+    assert sim["A"].drops()["no_session"] == 1, "it gave up, and what waited with it"
 
 
 # -- key slots ------------------------------------------------------------------------------------------------------
@@ -641,7 +643,7 @@ def test_what_comes_in_does_not_prolong_a_handshake_that_nobody_answers() -> Non
 
 def indices_are_exact(host: Host) -> bool:
     """Whether the index table holds the sessions and handshakes of the peers, and nothing else."""
-    expected = {}
+    expected: dict[int, tuple[Peer, Keypair | None]] = {}
     for peer in host.device.peers.values():
         for keypair in (peer.keypairs.previous, peer.keypairs.current, peer.keypairs.next):
             if keypair is not None:

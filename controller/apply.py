@@ -1,0 +1,155 @@
+"""Reads the state of one family on this host, and does the steps of a plan to it."""
+
+import errno
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from controller.masquerade import MasqueradeUnavailable, masquerade, masqueraded_interface, stop_masquerading
+from controller.model import Family
+from controller.netlink import Kernel, Underlay
+from controller.plan import (
+    AddAddress,
+    AddRule,
+    Configure,
+    LoosenReversePath,
+    PutRoute,
+    RemoveAddress,
+    RemoveRoute,
+    RemoveRule,
+    SetLink,
+    SetMasquerade,
+    Step,
+)
+from controller.state import Device, State, sorted_prefixes
+from wgpy.client import Client, ClientError, NoSuchInterface
+from wgpy.config import Change, DeviceConfig, SetPeer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where on this host a family's state is."""
+
+    family: Family
+    interface: str
+    table: int
+    underlay: Underlay | None = None
+
+
+def read_state(kernel: Kernel, place: Place) -> State:
+    """What is there now. Raises NetlinkRefusal, and ClientError where a data plane listens but does not answer."""
+    found = kernel.find_link(place.interface)
+    try:
+        device = _device(Client(place.interface).get().config)
+    except NoSuchInterface:
+        device = None
+    return State(
+        link=found.link if found else None,
+        addresses=kernel.addresses(found.index, place.family) if found else frozenset(),
+        routes=kernel.routes(place.table, place.family, found.index if found else None),
+        rules=kernel.rules(place.table, place.family),
+        device=device,
+        masquerades=masqueraded_interface(place.family) == place.interface,
+        is_underlay_strict=place.underlay.is_strict if place.underlay else None,
+    )
+
+
+def apply_steps(kernel: Kernel, place: Place, steps: Sequence[Step]) -> None:
+    """Do the steps in order, up to the first that fails: it raises NetlinkRefusal, ClientError or MasqueradeUnavailable.
+
+    Every state on the way is fit to live in, so where it stopped things can stay until the next attempt.
+    """
+    for step in steps:
+        log.debug("%s: %s", place.interface, step)
+        _apply(kernel, place, step)
+
+
+def _apply(kernel: Kernel, place: Place, step: Step) -> None:
+    match step:
+        case SetLink(is_up, mtu):
+            kernel.set_link(place.interface, is_up, mtu)
+        case AddAddress(address):
+            kernel.add_address(place.interface, address)
+        case RemoveAddress(address):
+            kernel.remove_address(place.interface, address)
+        case PutRoute(route):
+            kernel.put_route(place.interface, place.table, route)
+        case RemoveRoute(route):
+            kernel.remove_route(place.table, route)
+        case AddRule(rule):
+            kernel.add_rule(place.table, place.family, rule)
+        case RemoveRule(rule):
+            kernel.remove_rule(place.table, place.family, rule)
+        case Configure(changes):
+            configure(Client(place.interface), changes)
+        case SetMasquerade(masquerades):
+            if masquerades:
+                masquerade(place.family, place.interface)
+            else:
+                stop_masquerading(place.family)
+        case LoosenReversePath():
+            if place.underlay is not None:
+                kernel.loosen_reverse_path(place.underlay.name)
+
+
+def summary(steps: Sequence[Step]) -> str:
+    """A plan in a line: ``3 peers, 5 allowed IPs, 5 routes, rule``. It holds no key."""
+    names = {PutRoute: "route", RemoveRoute: "route", AddRule: "rule", RemoveRule: "rule", SetLink: "link"}
+    names |= {AddAddress: "address", RemoveAddress: "address", SetMasquerade: "masquerade", LoosenReversePath: "rp_filter"}
+    counts: dict[str, int] = {}
+
+    def count(name: str, number: int = 1) -> None:
+        if number:
+            counts[name] = counts.get(name, 0) + number
+
+    for step in steps:
+        if isinstance(step, Configure):
+            peers = [change for change in step.changes if isinstance(change, SetPeer)]
+            count("device", len(step.changes) - len(peers))
+            count("peer", len({peer.public_key for peer in peers}))
+            count("allowed IP", sum(len(peer.allowed_ips) + len(peer.removed_allowed_ips) for peer in peers))
+        else:
+            count(names[type(step)])
+    return ", ".join(f"{number} {name}s" if number > 1 else name for name, number in counts.items())
+
+
+def configure(client: Client, changes: tuple[Change, ...]) -> None:
+    """One UAPI set. Data planes older than May 2025 cannot take a single allowed IP from a peer (``-`` in front): there the
+    peer is told the ones it keeps."""
+    try:
+        client.set(changes)
+    except ClientError as error:
+        takes = any(isinstance(change, SetPeer) and change.removed_allowed_ips for change in changes)
+        if error.errno != errno.EINVAL or not takes:
+            raise
+        client.set(tuple(_spelled_out(changes, _device(client.get().config))))
+
+
+def _spelled_out(changes: tuple[Change, ...], device: Device) -> Iterator[Change]:
+    owned = {peer.public_key: set(peer.allowed_ips) for peer in device.peers}
+    for change in changes:
+        if isinstance(change, SetPeer):
+            for prefixes in owned.values():
+                prefixes -= set(change.allowed_ips)
+            kept = owned.setdefault(change.public_key, set())
+            kept |= set(change.allowed_ips)
+            if change.removed_allowed_ips:
+                kept -= set(change.removed_allowed_ips)
+                change = replace(change, removed_allowed_ips=(), replace_allowed_ips=True, allowed_ips=sorted_prefixes(kept))
+        yield change
+
+
+def _device(config: DeviceConfig) -> Device:
+    """In the order in which two of them can be compared."""
+    peers = (replace(peer, allowed_ips=sorted_prefixes(set(peer.allowed_ips))) for peer in config.peers)
+    return Device(
+        private_key=config.private_key,
+        listen_port=config.listen_port,
+        fwmark=config.fwmark,
+        peers=tuple(sorted(peers, key=lambda peer: peer.public_key)),
+    )
+
+
+__all__ = ["MasqueradeUnavailable", "Place", "apply_steps", "configure", "read_state", "summary"]

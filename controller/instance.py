@@ -1,0 +1,255 @@
+"""One family on this node: looks at everything, plans, applies, once for each call.
+
+IPv4 and IPv6 are two instances that know nothing of each other. All of it is blocking; :mod:`controller.agent` calls it from one
+thread and does what has to wait for others: waking, publishing, backing off.
+"""
+
+import errno
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from controller.apply import Place, apply_steps, read_state, summary
+from controller.dataplane import Spawner
+from controller.desired import (
+    Identity,
+    Numbers,
+    degraded_state,
+    desired_state,
+    disabled_state,
+    keep_roamed,
+    select_peers,
+)
+from controller.masquerade import MasqueradeUnavailable
+from controller.model import Cluster, Family
+from controller.netlink import Kernel, Underlay
+from controller.plan import plan
+from controller.state import Device, Link, State
+from controller.statefiles import Assigned, StateFiles, public_key
+from wgpy.client import Client, ClientError
+from wgpy.config import NO_KEY, Endpoint
+from wgpy.wgconf import format_key
+
+log = logging.getLogger(__name__)
+
+FELIX_LINK_KIND = "wireguard"
+
+
+class InstanceError(Exception):
+    """A family could not be brought to where it ought to be. The message is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What came of a reconciliation. ``public_key`` is set once the data plane can receive; else ``waits_for`` says what for."""
+
+    public_key: bytes | None = None
+    waits_for: str | None = None
+
+
+class Instance:
+    """One family of the mesh on node ``node``. ``numbers`` are its names and numbers, ``spawner`` None if others start data planes."""
+
+    def __init__(
+        self, family: Family, node: str, numbers: Numbers, kernel: Kernel, files: StateFiles, spawner: Spawner | None = None
+    ) -> None:
+        self.family = family
+        self.links: frozenset[str] = frozenset()
+        """Names of links whose changes matter to us."""
+        self._node = node
+        self._numbers = numbers
+        self._kernel = kernel
+        self._files = files
+        self._spawner = spawner
+        self._can_masquerade = True
+        self._undo: Callable[[], None] | None = None
+        self._said: dict[str, str] = {}
+
+    def reason_to_rest(self, cluster: Cluster) -> str | None:
+        """Why this family is not to be part of the mesh now, None if it is to be."""
+        configuration = cluster.felix.of(self.family)
+        interface = self._numbers.interface_name(configuration.interface)
+        if not configuration.enabled:
+            return "not enabled in FelixConfiguration"
+        if cluster.nodes[self._node].of(self.family).address is None:
+            return f"this node has no {self.family} address"
+        if interface == configuration.interface:
+            return f"the interface would have the name of Felix's own, {interface}: choose another with --interface"
+        felix = self._kernel.find_link(configuration.interface)
+        self.links |= {configuration.interface}
+        if felix is not None and felix.kind == FELIX_LINK_KIND:
+            return f"Felix has {configuration.interface} itself"
+        return None
+
+    def yields_to_felix(self, cluster: Cluster) -> bool:
+        """Felix does this family itself: then the published key is its own, and not ours to withdraw."""
+        configuration = cluster.felix.of(self.family)
+        felix = self._kernel.find_link(configuration.interface)
+        return configuration.enabled and felix is not None and felix.kind == FELIX_LINK_KIND
+
+    def reconcile(self, cluster: Cluster) -> Report:
+        """Bring everything to where it ought to be. Raises InstanceError, and whatever its parts raise."""
+        configuration = cluster.felix.of(self.family)
+        interface = self._numbers.interface_name(configuration.interface)
+        identity = self._identity()
+        place = self._place(cluster, interface)
+        desired = desired_state(
+            cluster, self.family, identity, self._numbers, place.underlay.mtu if place.underlay else None
+        )
+        found = read_state(self._kernel, place)
+        if found.device is None and self._spawner is not None:
+            self._undo = self._undo or self._undoing(interface, found)
+            self._spawner.start(interface, self._kernel)
+            found = read_state(self._kernel, place)
+        assigned = self._files.assigned(self.family)
+        if found.device is None or found.link is None:
+            return self._wait(place, desired, found, assigned)
+        if assigned.interface not in (None, interface):
+            self._leave_interface(replace(place, interface=assigned.interface), desired)
+        self._report_refusals(cluster, identity)
+        self._undo = self._undo or self._undoing(interface, found)
+        self._apply(place, keep_roamed(desired, found, assigned.endpoints), found)
+        self._save(assigned, interface, desired)
+        self._say("wait", "")
+        return Report(public_key=identity.public_key)
+
+    def disable(self, cluster: Cluster) -> None:
+        """Take everything back but the interface itself, which is left down."""
+        interface = self._numbers.interface_name(cluster.felix.of(self.family).interface)
+        names = {interface, self._files.assigned(self.family).interface or interface}
+        for name in sorted(names):
+            self._disable(Place(self.family, name, self._numbers.table))
+
+    def stop_sending(self, cluster: Cluster) -> None:
+        """Send in clear from now on, but go on receiving: the first half of leaving."""
+        place = self._current_place(cluster)
+        found = read_state(self._kernel, place)
+        self._apply(place, replace(found, rules=frozenset()), found)
+
+    def received_bytes(self, cluster: Cluster) -> int:
+        """What peers have sent so far; 0 if nobody answers."""
+        try:
+            return sum(peer.rx_bytes for peer in Client(self._current_place(cluster).interface).get().peers)
+        except ClientError:
+            return 0
+
+    def settle(self) -> None:
+        """What has been done so far is to stay: it will not be undone."""
+        self._undo = None
+
+    def undo(self) -> None:
+        """Put back what was there before the first :meth:`reconcile`, as far as that was nothing."""
+        if self._undo is not None:
+            self._undo()
+        self._undo = None
+
+    # The parts of reconcile
+
+    def _identity(self) -> Identity:
+        private_key = self._files.private_key(self.family)
+        return Identity(self._node, private_key, public_key(private_key))
+
+    def _place(self, cluster: Cluster, interface: str) -> Place:
+        address = cluster.nodes[self._node].of(self.family).address
+        underlay = self._kernel.underlay(address) if address is not None else None
+        if underlay is None:
+            self._say("underlay", f"the node's address {address} is on no link here: taking an underlay MTU of 1500")
+        self.links = frozenset({interface, cluster.felix.of(self.family).interface} | ({underlay.name} if underlay else set()))
+        return Place(self.family, interface, self._numbers.table, underlay)
+
+    def _current_place(self, cluster: Cluster) -> Place:
+        interface = self._numbers.interface_name(cluster.felix.of(self.family).interface)
+        return Place(self.family, self._files.assigned(self.family).interface or interface, self._numbers.table)
+
+    def _wait(self, place: Place, desired: State, found: State, assigned: Assigned) -> Report:
+        """No data plane. Promises that were made are kept by dropping; without any, nothing is touched."""
+        if assigned.interface in (None, place.interface):
+            target = degraded_state(desired, found, keeps_interface=found.link is not None)
+            self._apply(place, target, found)
+        if found.device is not None:
+            what = f"interface {place.interface} in this network namespace, though its data plane answers"
+        else:
+            what = f"a data plane for {place.interface}: start one (wgpy run {place.interface} --persist), or use --spawn"
+        self._say("wait", f"waiting for {what}")
+        return Report(waits_for=what)
+
+    def _leave_interface(self, place: Place, desired: State) -> None:
+        """Take our interface of another name down, without a moment at which its packets would go in clear."""
+        found = read_state(self._kernel, place)
+        held = degraded_state(desired, found, keeps_interface=False)
+        target = replace(
+            held,
+            link=Link(is_up=False) if found.link else None,
+            addresses=frozenset(),
+            device=Device(private_key=NO_KEY) if found.device else None,
+        )
+        self._apply(place, target, found)
+        if self._spawner is not None:
+            self._spawner.discard(place.interface, self._kernel)
+
+    def _apply(self, place: Place, desired: State, found: State) -> None:
+        if not self._can_masquerade:
+            desired = replace(desired, masquerades=found.masquerades)
+        steps = plan(desired, found)
+        if not steps:
+            return
+        try:
+            apply_steps(self._kernel, place, steps)
+        except MasqueradeUnavailable as error:
+            log.warning(
+                "%s: no masquerading of what this host itself sends (host processes may not reach services): %s",
+                place.interface,
+                error,
+            )
+            self._can_masquerade = False
+            self._apply(place, desired, read_state(self._kernel, place))
+            return
+        except ClientError as error:
+            if error.errno == errno.EADDRINUSE and desired.device is not None:
+                port = desired.device.listen_port
+                raise InstanceError(
+                    f"{place.interface}: UDP port {port} is in use by another process: stop that, "
+                    "or set another wireguardListeningPort for the whole cluster"
+                ) from None
+            raise
+        log.info("%s: applied %s", place.interface, summary(steps))
+
+    def _save(self, assigned: Assigned, interface: str, desired: State) -> None:
+        peers = desired.device.peers if desired.device else ()
+        endpoints: Mapping[bytes, Endpoint] = {peer.public_key: peer.endpoint for peer in peers if peer.endpoint}
+        if (now := Assigned(interface, endpoints)) != assigned:
+            self._files.save_assigned(self.family, now)
+
+    def _report_refusals(self, cluster: Cluster, identity: Identity) -> None:
+        """Who is left out for a reason that somebody has to mend. A node without a key is no such thing."""
+        for name, reason in select_peers(cluster, self.family, identity).refusals.items():
+            network = cluster.nodes[name].of(self.family)
+            self._say(f"peer {name}", f"not encrypting to node {name}: it {reason}" if network.public_key else "")
+
+    # Undoing
+
+    def _undoing(self, interface: str, found: State) -> Callable[[], None]:
+        """What takes back all that is done from here on, if there is nothing of ours in ``found``."""
+
+        def undo() -> None:
+            if not found.is_promised:
+                self._disable(Place(self.family, interface, self._numbers.table))
+            if self._spawner is not None:
+                self._spawner.undo(interface, self._kernel)
+
+        return undo
+
+    def _disable(self, place: Place) -> None:
+        found = read_state(self._kernel, place)
+        self._apply(place, disabled_state(), found)
+
+    def _say(self, topic: str, message: str) -> None:
+        """Log a message when it is new on its topic; an empty one ends the topic."""
+        if message and self._said.get(topic) != message:
+            log.warning("%s: %s", self.family, message)
+        self._said[topic] = message
+
+
+def shown_key(key: bytes) -> str:
+    """A public key for the log."""
+    return format_key(key)
