@@ -2,8 +2,8 @@
 
     python -m benchmarks datapath
 
-No socket and no TUN: two devices in one process, whose outputs are counted and dropped. What the kernel adds is in ``seam``.
-The best of many rounds is printed, because everything that is not ours only ever adds.
+No socket and no TUN: two devices in one process, whose outputs are counted and dropped. What the kernel adds is in
+``seam``. The best of many rounds is printed, because everything that is not ours only ever adds.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     python -m benchmarks.seam [--rounds 3] [--seconds 5] [--pairs wgpy:wgpy,wireguard-go:wireguard-go]
 
-Each pair is two nodes on an underlay, each with a pod behind a veth, and one data plane on either end. All pairs stand from the start,
-and the rounds go over them in turn, so that whatever else the machine does meets them all. Printed are medians and the spread;
-Gb/s as the receiver saw it, and CPU seconds of each data plane per GB. Look at the load average first: it is printed, too.
+Each pair is two nodes on an underlay, each with a pod behind a veth, and one data plane on either end. All pairs stand
+from the start, and the rounds go over them in turn, so that whatever else the machine does meets them all. Printed are
+medians and the spread; Gb/s as the receiver saw it, and CPU seconds of each data plane per GB. Look at the load average
+first: it is printed, too.
 """
 
 from __future__ import annotations
@@ -150,18 +151,24 @@ def report(pairs: Sequence[Pair]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.seam", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.seam", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--streams", type=int, default=1)
-    parser.add_argument("--udp", type=int, default=0, metavar="BYTES", help="flood with UDP packets of so many bytes instead of TCP")
+    parser.add_argument(
+        "--udp", type=int, default=0, metavar="BYTES", help="flood with UDP packets of so many bytes instead of TCP"
+    )
     parser.add_argument("--mtu", type=int, default=1420)
     parser.add_argument("--pairs", default="wgpy:wgpy,wireguard-go:wireguard-go")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
     note = "  BUSY: these figures mean nothing" if load > BUSY_LOAD else ""
-    print(f"load average {load:.2f}{note}; {os.cpu_count()} cores; MTU {arguments.mtu}; {arguments.rounds} rounds of {arguments.seconds:g} s")
+    print(
+        f"load average {load:.2f}{note}; {os.cpu_count()} cores; MTU {arguments.mtu}; {arguments.rounds} rounds of {arguments.seconds:g} s"
+    )
     with Topology.create() as topology:
         pairs = []
         for number, name in enumerate(arguments.pairs.split(",")):
@@ -173,7 +180,9 @@ def main() -> int:
                 print(f"round {number + 1}: {pair.name}: {pair.gbps[-1]:.2f} Gb/s", file=sys.stderr)
         report(pairs)
         if arguments.json is not None:
-            figures = {pair.name: {"gbps": pair.gbps, "cpu_seconds_per_gb": pair.cpu, "retransmits": pair.retransmits} for pair in pairs}
+            figures = {
+                pair.name: {"gbps": pair.gbps, "cpu_seconds_per_gb": pair.cpu, "retransmits": pair.retransmits} for pair in pairs
+            }
             arguments.json.write_text(json.dumps({"load": load, "mtu": arguments.mtu, "pairs": figures}, indent=2) + "\n")
     return 0
 

@@ -61,9 +61,7 @@ class Spawner:
         made_link = kernel.find_link(interface) is None
         try:
             with open(self._log(interface), "ab") as output:
-                process = subprocess.Popen(
-                    words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-                )
+                process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
         except OSError as error:
             raise DataPlaneError(f"cannot start the data plane {words[0]}: {error.strerror}") from None
         log.info("%s: started the data plane %s (process %d)", interface, shlex.join(words), process.pid)

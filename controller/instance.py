@@ -28,7 +28,6 @@ from controller.state import Device, Link, State
 from controller.statefiles import Assigned, StateFiles, public_key
 from wgpy.client import Client, ClientError
 from wgpy.config import NO_KEY, Endpoint
-from wgpy.wgconf import format_key
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +39,18 @@ class InstanceError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Rest:
+    """Why a family takes no part in the mesh. ``keeps_key``: the published key is not ours to withdraw. ``is_expected``: nobody
+    has to be told."""
+
+    reason: str
+    is_expected: bool = False
+    keeps_key: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
-    """What came of a reconciliation. ``public_key`` is set once the data plane can receive; else ``waits_for`` says what for."""
+    """What came of a reconciliation. ``public_key`` is set once the data plane can receive; ``waits_for`` says what is missing."""
 
     public_key: bytes | None = None
     waits_for: str | None = None
@@ -65,53 +74,47 @@ class Instance:
         self._undo: Callable[[], None] | None = None
         self._said: dict[str, str] = {}
 
-    def reason_to_rest(self, cluster: Cluster) -> str | None:
+    def rest(self, cluster: Cluster) -> Rest | None:
         """Why this family is not to be part of the mesh now, None if it is to be."""
         configuration = cluster.felix.of(self.family)
         interface = self._numbers.interface_name(configuration.interface)
+        self.links = frozenset({configuration.interface})
         if not configuration.enabled:
-            return "not enabled in FelixConfiguration"
+            return Rest("not enabled in FelixConfiguration", is_expected=True)
         if cluster.nodes[self._node].of(self.family).address is None:
-            return f"this node has no {self.family} address"
+            return Rest(f"this node has no {self.family} address")
         if interface == configuration.interface:
-            return f"the interface would have the name of Felix's own, {interface}: choose another with --interface"
+            return Rest(f"the interface would have the name of Felix's own, {interface}: choose another with --interface")
         felix = self._kernel.find_link(configuration.interface)
-        self.links |= {configuration.interface}
         if felix is not None and felix.kind == FELIX_LINK_KIND:
-            return f"Felix has {configuration.interface} itself"
+            return Rest(f"Felix has WireGuard itself here, on {configuration.interface}", keeps_key=True)
         return None
-
-    def yields_to_felix(self, cluster: Cluster) -> bool:
-        """Felix does this family itself: then the published key is its own, and not ours to withdraw."""
-        configuration = cluster.felix.of(self.family)
-        felix = self._kernel.find_link(configuration.interface)
-        return configuration.enabled and felix is not None and felix.kind == FELIX_LINK_KIND
 
     def reconcile(self, cluster: Cluster) -> Report:
         """Bring everything to where it ought to be. Raises InstanceError, and whatever its parts raise."""
-        configuration = cluster.felix.of(self.family)
-        interface = self._numbers.interface_name(configuration.interface)
         identity = self._identity()
-        place = self._place(cluster, interface)
-        desired = desired_state(
-            cluster, self.family, identity, self._numbers, place.underlay.mtu if place.underlay else None
-        )
-        found = read_state(self._kernel, place)
-        if found.device is None and self._spawner is not None:
-            self._undo = self._undo or self._undoing(interface, found)
-            self._spawner.start(interface, self._kernel)
-            found = read_state(self._kernel, place)
         assigned = self._files.assigned(self.family)
+        wanted = self._numbers.interface_name(cluster.felix.of(self.family).interface)
+        place = self._place(cluster, wanted)
+        desired = self._desired(cluster, identity, place)
+        found = self._find_data_plane(place)
+        missing = self._missing(place, found)
+        if missing and assigned.interface not in (None, wanted):
+            # The interface is to have another name, but there is nothing behind that yet: the old one goes on.
+            place = replace(place, interface=assigned.interface)
+            found = read_state(self._kernel, place)
+        self._say("wait", f"waiting for {missing}" if missing else "")
         if found.device is None or found.link is None:
-            return self._wait(place, desired, found, assigned)
-        if assigned.interface not in (None, interface):
+            self._apply(place, degraded_state(desired, found, keeps_interface=found.link is not None), found)
+            return Report(waits_for=missing)
+        if not missing and assigned.interface not in (None, wanted):
             self._leave_interface(replace(place, interface=assigned.interface), desired)
+            found = read_state(self._kernel, place)
         self._report_refusals(cluster, identity)
-        self._undo = self._undo or self._undoing(interface, found)
+        self._undo = self._undo or self._undoing(place, found)
         self._apply(place, keep_roamed(desired, found, assigned.endpoints), found)
-        self._save(assigned, interface, desired)
-        self._say("wait", "")
-        return Report(public_key=identity.public_key)
+        self._save(assigned, place.interface, desired)
+        return Report(identity.public_key, waits_for=missing)
 
     def disable(self, cluster: Cluster) -> None:
         """Take everything back but the interface itself, which is left down."""
@@ -161,17 +164,26 @@ class Instance:
         interface = self._numbers.interface_name(cluster.felix.of(self.family).interface)
         return Place(self.family, self._files.assigned(self.family).interface or interface, self._numbers.table)
 
-    def _wait(self, place: Place, desired: State, found: State, assigned: Assigned) -> Report:
-        """No data plane. Promises that were made are kept by dropping; without any, nothing is touched."""
-        if assigned.interface in (None, place.interface):
-            target = degraded_state(desired, found, keeps_interface=found.link is not None)
-            self._apply(place, target, found)
-        if found.device is not None:
-            what = f"interface {place.interface} in this network namespace, though its data plane answers"
-        else:
-            what = f"a data plane for {place.interface}: start one (wgpy run {place.interface} --persist), or use --spawn"
-        self._say("wait", f"waiting for {what}")
-        return Report(waits_for=what)
+    def _desired(self, cluster: Cluster, identity: Identity, place: Place) -> State:
+        mtu = place.underlay.mtu if place.underlay else None
+        return desired_state(cluster, self.family, identity, self._numbers, mtu)
+
+    def _find_data_plane(self, place: Place) -> State:
+        """The state found, after an attempt to start a data plane if there is none."""
+        found = read_state(self._kernel, place)
+        if found.device is not None or self._spawner is None:
+            return found
+        self._undo = self._undo or self._undoing(place, found)
+        self._spawner.start(place.interface, self._kernel)
+        return read_state(self._kernel, place)
+
+    def _missing(self, place: Place, found: State) -> str | None:
+        if found.device is None:
+            command = f"wgpy run {place.interface} --persist"
+            return f"a data plane for {place.interface}: start one ({command}), or use --spawn"
+        if found.link is None:
+            return f"interface {place.interface} in this network namespace, though a data plane answers for it"
+        return None
 
     def _leave_interface(self, place: Place, desired: State) -> None:
         """Take our interface of another name down, without a moment at which its packets would go in clear."""
@@ -228,14 +240,14 @@ class Instance:
 
     # Undoing
 
-    def _undoing(self, interface: str, found: State) -> Callable[[], None]:
-        """What takes back all that is done from here on, if there is nothing of ours in ``found``."""
+    def _undoing(self, place: Place, found: State) -> Callable[[], None]:
+        """What takes back all that is done from here on. If something was promised before, nothing is taken back."""
 
         def undo() -> None:
             if not found.is_promised:
-                self._disable(Place(self.family, interface, self._numbers.table))
-            if self._spawner is not None:
-                self._spawner.undo(interface, self._kernel)
+                self._disable(place)
+                if self._spawner is not None:
+                    self._spawner.undo(place.interface, self._kernel)
 
         return undo
 
@@ -248,8 +260,3 @@ class Instance:
         if message and self._said.get(topic) != message:
             log.warning("%s: %s", self.family, message)
         self._said[topic] = message
-
-
-def shown_key(key: bytes) -> str:
-    """A public key for the log."""
-    return format_key(key)

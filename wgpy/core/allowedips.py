@@ -2,9 +2,10 @@
 
 HOT (lookup); guarded by ``benchmarks/seam.py``.
 
-A table for each prefix length maps the leading bits of an address to its owner, and a lookup tries the lengths in use from the
-longest down. Real tables use a handful of lengths (Calico: blocks of /26 and single /32), so this is two or three
-dictionary look-ups, whatever the number of prefixes; the answers for the last few thousand addresses are kept as well.
+A table for each prefix length maps the leading bits of an address to its owner, and a lookup tries the lengths in use
+from the longest down. Real tables use a handful of lengths (Calico: blocks of /26 and single /32), so this is two or
+three dictionary look-ups, whatever the number of prefixes; the answers for the last few thousand addresses are kept as
+well.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """Row memory: how many rows there are, how long they are, and what they have in common in both directions.
 
-A datagram is 16 bytes of header, a padded packet, 16 bytes of tag (protocol 1.1). Both buffers of a direction hold 64 KB, what one
-UDP_SEGMENT or UDP_GRO call carries.
+A datagram is 16 bytes of header, a padded packet, 16 bytes of tag (protocol 1.1). Both buffers of a direction hold 64
+KB, what one UDP_SEGMENT or UDP_GRO call carries.
 """
 
 from typing import Any

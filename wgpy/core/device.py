@@ -1,9 +1,10 @@
 """The device: its peers, their handshakes and deadlines, and the two halves of the data path.
 
-How to think about it: four kinds of things happen to a device. It is *configured* (:meth:`Device.apply`), *packets* come from the TUN
-(``outbound``), *datagrams* come from the network (``inbound``), and *time* passes (:meth:`Device.expire`). Each call says when it happens; what
-must leave goes to :class:`Outputs` at once. Handshake messages are queued on arrival and worked on by :meth:`Device.handle_messages`,
-so that they never hold up data; the length of that queue is what "under load" means (paper 5.3).
+How to think about it: four kinds of things happen to a device. It is *configured* (:meth:`Device.apply`), *packets*
+come from the TUN (``outbound``), *datagrams* come from the network (``inbound``), and *time* passes
+(:meth:`Device.expire`). Each call says when it happens; what must leave goes to :class:`Outputs` at once. Handshake
+messages are queued on arrival and worked on by :meth:`Device.handle_messages`, so that they never hold up data; the
+length of that queue is what "under load" means (paper 5.3).
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ class Outputs(Protocol):
 class Device:
     """A WireGuard interface without its sockets.
 
-    ``random_bytes(n)``, ``jitter()`` (0 to 0.333 s) and ``wall_clock()`` (nanoseconds since 1970) are the caller's. The device
-    starts *down*: it is configured, but sends nothing until :meth:`up`.
+    ``random_bytes(n)``, ``jitter()`` (0 to 0.333 s) and ``wall_clock()`` (nanoseconds since 1970) are the caller's. The
+    device starts *down*: it is configured, but sends nothing until :meth:`up`.
     """
 
     def __init__(
@@ -537,8 +538,8 @@ class Device:
     def _wake(self, peer: Peer) -> None:
         """A timer of ``peer`` was armed: see that it is woken in time.
 
-        A peer is only ever scheduled *earlier* than it already is; who is woken too early looks again. So arming a timer later than
-        another one costs a compare, and cancelling one costs nothing.
+        A peer is only ever scheduled *earlier* than it already is; who is woken too early looks again. So arming a
+        timer later than another one costs a compare, and cancelling one costs nothing.
         """
         deadline = peer.timers.next_deadline()
         peer.timers.armed_earliest = inf

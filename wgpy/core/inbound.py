@@ -3,16 +3,17 @@
 HOT; guarded by ``benchmarks/seam.py``.
 
 The daemon receives into ``buffer``, with UDP_GRO up to 64 KB of equal datagrams of one sender, of which the last may be
-shorter, and reports what it got. Such a burst is cut into *runs*: transport data under one receiver index. A run is opened by
-one call, but every row of it is judged by itself, in the order of protocol 1.6: authenticated, checked against the replay
-window, then its length and its source. What fails is dropped alone and counted; the rest goes on. Timers, roaming and key
-freshness are per run, since a run has one sender and one moment.
+shorter, and reports what it got. Such a burst is cut into *runs*: transport data under one receiver index. A run is
+opened by one call, but every row of it is judged by itself, in the order of protocol 1.6: authenticated, checked
+against the replay window, then its length and its source. What fails is dropped alone and counted; the rest goes on.
+Timers, roaming and key freshness are per run, since a run has one sender and one moment.
 
 Handshake messages are not worked on here: the device queues them.
 """
 
 from __future__ import annotations
 
+import itertools
 from struct import Struct
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,19 @@ _IPV6_LENGTH = Struct("!4xH")
 class _Layout:
     """The views of both buffers for one datagram length: row i of ``sealed`` is opened into row i of ``packets``."""
 
-    __slots__ = ("counters", "heads", "ipv4_lengths", "ipv4_sources", "ipv6_lengths", "ipv6_sources", "matrix", "packets", "rows", "sealed", "versions")
+    __slots__ = (
+        "counters",
+        "heads",
+        "ipv4_lengths",
+        "ipv4_sources",
+        "ipv6_lengths",
+        "ipv6_sources",
+        "matrix",
+        "packets",
+        "rows",
+        "sealed",
+        "versions",
+    )
 
     def __init__(self, datagram: int, rows: int, datagrams: bytearray, packets: bytearray) -> None:
         padded = datagram - OVERHEAD
@@ -79,8 +92,8 @@ class Inbound:
     def datagrams_received(self, size: int, segment: int, endpoint: Endpoint, source: bytes, ecn: int, now: float) -> None:
         """``size`` bytes in ``buffer``: datagrams of ``segment`` bytes each, the last may be shorter (0: a single one).
 
-        ``endpoint`` sent them; ``source`` is the control message that makes an answer leave from the address they came to (b"" where
-        that is unknown); ``ecn`` are the two ECN bits of the outer header.
+        ``endpoint`` sent them; ``source`` is the control message that makes an answer leave from the address they came
+        to (b"" where that is unknown); ``ecn`` are the two ECN bits of the outer header.
         """
         if segment and segment < size:
             self._burst(size, segment, endpoint, source, ecn, now)
@@ -127,7 +140,7 @@ class Inbound:
                 self._rows(layout, int(heads[0]), 0, count, segment, endpoint, source, ecn, now)
             else:
                 cuts = [0, *(np.flatnonzero(heads[1:] != heads[:-1]) + 1).tolist(), count]
-                for first, end in zip(cuts, cuts[1:], strict=False):
+                for first, end in itertools.pairwise(cuts):
                     self._rows(layout, int(heads[first]), first, end, segment, endpoint, source, ecn, now)
         if count * segment < size:
             self._single(count * segment, size, endpoint, source, ecn, now)
@@ -142,7 +155,16 @@ class Inbound:
         return layout
 
     def _rows(
-        self, layout: _Layout, head: int, first: int, end: int, segment: int, endpoint: Endpoint, source: bytes, ecn: int, now: float
+        self,
+        layout: _Layout,
+        head: int,
+        first: int,
+        end: int,
+        segment: int,
+        endpoint: Endpoint,
+        source: bytes,
+        ecn: int,
+        now: float,
     ) -> None:
         """Rows ``first`` to ``end``, which have one message type and one receiver index."""
         if head & 0xFFFFFFFF != TRANSPORT:

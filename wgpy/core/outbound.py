@@ -2,14 +2,15 @@
 
 HOT; guarded by ``benchmarks/seam.py``.
 
-The daemon reads the TUN straight into the buffers this module names, and reports each read. Packets gather in the rows of an
-arena for as long as they form a *run*: one peer, one padded length, one ECN mark. A run is sealed by one call and leaves as one
-train of equal datagrams (UDP_SEGMENT), of which only the last may be shorter. A TSO superpacket is a run by itself; forty small
-packets read one after another are one, too. Cryptokey routing is per read; timers, counters and key checks are per run.
+The daemon reads the TUN straight into the buffers this module names, and reports each read. Packets gather in the rows
+of an arena for as long as they form a *run*: one peer, one padded length, one ECN mark. A run is sealed by one call and
+leaves as one train of equal datagrams (UDP_SEGMENT), of which only the last may be shorter. A TSO superpacket is a run
+by itself; forty small packets read one after another are one, too. Cryptokey routing is per read; timers, counters and
+key checks are per run.
 
-All memory is allocated once. Plain packets stand in rows of a fixed stride, wide enough for the MTU; datagrams stand back to
-back in a second buffer, because UDP_SEGMENT wants them so. The views that cut both into rows of one padded length are a
-:class:`_Layout`, made when that length is first met.
+All memory is allocated once. Plain packets stand in rows of a fixed stride, wide enough for the MTU; datagrams stand
+back to back in a second buffer, because UDP_SEGMENT wants them so. The views that cut both into rows of one padded
+length are a :class:`_Layout`, made when that length is first met.
 """
 
 from __future__ import annotations

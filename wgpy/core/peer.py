@@ -62,5 +62,3 @@ class Peer:
             self.staged.popleft()
             return False
         return True
-
-

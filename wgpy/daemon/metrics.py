@@ -1,7 +1,8 @@
 """Prometheus metrics, made from a snapshot when somebody asks: the data path only counts integers.
 
-The four ``wireguard_*`` series have the names, labels and help texts of Calico's Felix (calico reference, section 8), so that dashboards made for it
-work; ``wgpy_*`` series say what Felix cannot. They are served from the daemon's own loop: no thread, and no wake-up unless asked.
+The four ``wireguard_*`` series have the names, labels and help texts of Calico's Felix (calico reference, section 8),
+so that dashboards made for it work; ``wgpy_*`` series say what Felix cannot. They are served from the daemon's own
+loop: no thread, and no wake-up unless asked.
 """
 
 from __future__ import annotations
@@ -37,9 +38,7 @@ class DeviceCollector:
     def collect(self) -> Iterable[Metric]:
         snapshot = self._device.snapshot()
         yield from self._calico(snapshot)
-        drops = CounterMetricFamily(
-            "wgpy_drops", "Datagrams and packets thrown away, by reason", labels=["interface", "reason"]
-        )
+        drops = CounterMetricFamily("wgpy_drops", "Datagrams and packets thrown away, by reason", labels=["interface", "reason"])
         for reason, count in self._device.drops.items():
             drops.add_metric([self._interface, reason.value], count)
         yield drops

@@ -2,9 +2,9 @@
 
 HOT; guarded by ``benchmarks/seam.py``.
 
-One loop, one thread. A readable TUN or socket is drained for a bounded number of reads, so that neither direction, nor the UAPI socket, nor a
-timer waits for long; what is left is still readable and its turn comes again. The loop's timer is lazy: it is moved only to an earlier
-moment, and a wake-up that finds nothing due sets the next one.
+One loop, one thread. A readable TUN or socket is drained for a bounded number of reads, so that neither direction, nor
+the UAPI socket, nor a timer waits for long; what is left is still readable and its turn comes again. The loop's timer
+is lazy: it is moved only to an earlier moment, and a wake-up that finds nothing due sets the next one.
 """
 
 from __future__ import annotations
@@ -136,9 +136,7 @@ class Pump:
             except OSError:
                 continue  # an ICMP error of something sent earlier: it is reported once
             if whole:
-                inbound.datagrams_received(
-                    received.size, received.segment, received.endpoint, received.source, received.ecn, now
-                )
+                inbound.datagrams_received(received.size, received.segment, received.endpoint, received.source, received.ecn, now)
             else:
                 device.count_drop(Drop.UNKNOWN_MESSAGE)
         self.settle(now)

@@ -1,8 +1,9 @@
 """One data-plane process: a TUN, its sockets, its UAPI socket and one device, wired together.
 
-Two ways in. :func:`drop_in` is ``wgpy IFNAME``, which does what ``wireguard-go IFNAME`` does: it goes into the background once the interface and
-its UAPI socket can be used, and ends when the interface or the socket file is deleted. :func:`run` is ``wgpy run IFNAME…``, for
-services and pods: foreground, a persistent interface, a state directory, metrics, one process for each interface.
+Two ways in. :func:`drop_in` is ``wgpy IFNAME``, which does what ``wireguard-go IFNAME`` does: it goes into the
+background once the interface and its UAPI socket can be used, and ends when the interface or the socket file is
+deleted. :func:`run` is ``wgpy run IFNAME…``, for services and pods: foreground, a persistent interface, a state
+directory, metrics, one process for each interface.
 """
 
 from __future__ import annotations
@@ -317,7 +318,12 @@ def _tun(name: str) -> Tun:
 
 
 def _serve_until_done(
-    name: str, *, state: Path | None = None, metrics: str | None = None, persist: bool = False, ready: Callable[[], None] = lambda: None
+    name: str,
+    *,
+    state: Path | None = None,
+    metrics: str | None = None,
+    persist: bool = False,
+    ready: Callable[[], None] = lambda: None,
 ) -> int:
     try:
         uvloop.run(_serve(name, state=state, metrics=metrics, persist=persist, ready=ready))

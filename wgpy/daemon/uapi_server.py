@@ -1,8 +1,8 @@
 """The configuration socket, /var/run/wireguard/NAME.sock: wg(8), wgctrl and the agent speak to a device through it.
 
-This module frames requests and nothing more; :mod:`wgpy.uapi` reads and writes them. Two things differ from wireguard-go: a request
-is parsed whole and then applied, so that a bad line changes nothing; and a large one is applied in portions between which
-packets go on.
+This module frames requests and nothing more; :mod:`wgpy.uapi` reads and writes them. Two things differ from wireguard-
+go: a request is parsed whole and then applied, so that a bad line changes nothing; and a large one is applied in
+portions between which packets go on.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
 HOT (send, receive); guarded by ``benchmarks/seam.py``.
 
-Trains go out in one call with UDP_SEGMENT and come in with one call with UDP_GRO. Both are probed; without them everything works, one
-datagram a call. Where the path refuses a train (EIO: the device cannot checksum it; EINVAL or EMSGSIZE: a segment does not fit the path),
-its datagrams are sent one by one.
+Trains go out in one call with UDP_SEGMENT and come in with one call with UDP_GRO. Both are probed; without them
+everything works, one datagram a call. Where the path refuses a train (EIO: the device cannot checksum it; EINVAL or
+EMSGSIZE: a segment does not fit the path), its datagrams are sent one by one.
 
-Addresses are sticky: what comes to one of our addresses is answered from that address (IP_PKTINFO), because a peer behind a firewall
-knows us only by it. A source address that is no longer ours is refused by the kernel; then the datagram goes out without it, and it is not
-used again until something arrives there.
+Addresses are sticky: what comes to one of our addresses is answered from that address (IP_PKTINFO), because a peer
+behind a firewall knows us only by it. A source address that is no longer ours is refused by the kernel; then the
+datagram goes out without it, and it is not used again until something arrives there.
 """
 
 from __future__ import annotations
@@ -197,7 +197,14 @@ class Sockets:
             return self._send_again(error, sock, datagrams, segment, endpoint, source, ds)
 
     def _send_again(
-        self, error: OSError, sock: socket.socket, datagrams: bytes | memoryview, segment: int, endpoint: Endpoint, source: bytes, ds: int
+        self,
+        error: OSError,
+        sock: socket.socket,
+        datagrams: bytes | memoryview,
+        segment: int,
+        endpoint: Endpoint,
+        source: bytes,
+        ds: int,
     ) -> bool:
         """A send failed: once more, if there is a milder way to send."""
         if error.errno == errno.ECONNREFUSED:
@@ -233,7 +240,9 @@ class Sockets:
         ipv4 = family == socket.AF_INET
         control: Control = []
         if source and source not in self._dead_sources and (len(source) == _IN_PKTINFO.size) == ipv4:
-            control.append((socket.IPPROTO_IP, IP_PKTINFO, source) if ipv4 else (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, source))
+            control.append(
+                (socket.IPPROTO_IP, IP_PKTINFO, source) if ipv4 else (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, source)
+            )
         if ds:
             level, kind = (socket.IPPROTO_IP, socket.IP_TOS) if ipv4 else (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)
             control.append((level, kind, _INT.pack(ds)))
