@@ -166,9 +166,8 @@ def main() -> int:
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
     note = "  BUSY: these figures mean nothing" if load > BUSY_LOAD else ""
-    print(
-        f"load average {load:.2f}{note}; {os.cpu_count()} cores; MTU {arguments.mtu}; {arguments.rounds} rounds of {arguments.seconds:g} s"
-    )
+    print(f"load average {load:.2f}{note}")
+    print(f"{os.cpu_count()} cores; MTU {arguments.mtu}; {arguments.rounds} rounds of {arguments.seconds:g} s")
     with Topology.create() as topology:
         pairs = []
         for number, name in enumerate(arguments.pairs.split(",")):

@@ -236,7 +236,7 @@ class Inbound:
         return length  # type: ignore[no-any-return]
 
     def _deliver(self, peer: Peer, layout: _Layout, first: int, end: int, ecn: int) -> None:
-        """Opened rows to the TUN. Where all have one version, a possible length and one source, that is seen in a few compares."""
+        """Opened rows to the TUN. That all have one version, a possible length and one source is seen in a few compares."""
         lengths = self._uniform_lengths(peer, layout, first, end)
         if lengths is None:
             lengths = [self._accept(peer, layout.packets[row]) for row in range(first, end)]

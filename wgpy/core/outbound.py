@@ -125,7 +125,7 @@ class Outbound:
         self._gather(peer, length, now)
 
     def _gather(self, peer: Peer, length: int, now: float) -> None:
-        """The packet of ``length`` bytes in the next slot is for ``peer``: let it join the run, or end the run and begin another."""
+        """The packet of ``length`` bytes in the next slot is for ``peer``: it joins the run, or ends it and begins another."""
         slot = self._slots[self._count]
         header = self._header
         ecn = _OUTER_ECN[(slot[1] if slot[0] >> 4 == 4 else slot[1] >> 4) & 3]

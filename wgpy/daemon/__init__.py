@@ -1,1 +1,1 @@
-"""The process around a device: the only place with sockets, a loop and a clock. It moves bytes and sleeps, and decides nothing."""
+"""The process around a device: the only place with sockets, a loop and a clock. It moves bytes and decides nothing."""

@@ -160,7 +160,7 @@ class Process:
             try:
                 self._bind(device.listen_port, device.fwmark)
             except OSError as error:
-                log.error("UDP port %d cannot be bound: %s; choose another listen port", device.listen_port, error.strerror)
+                log.error("UDP port %d cannot be bound: %s; choose another", device.listen_port, error.strerror)
                 return
             log.info("interface up, listening on UDP port %d", self._sockets.port)
             device.up(now)

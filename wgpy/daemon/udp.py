@@ -293,7 +293,7 @@ class Sockets:
         return endpoint
 
     def _source(self, pktinfo: bytes) -> bytes:
-        """The control message that sends from the address a datagram came to. Only link-local addresses are tied to an interface."""
+        """The control message that sends from the address a datagram came to, tied to an interface if that is link-local."""
         if len(pktinfo) == _IN_PKTINFO.size:
             _, _, address = _IN_PKTINFO.unpack(pktinfo)
             source = _IN_PKTINFO.pack(0, address, bytes(4))
