@@ -22,7 +22,7 @@ from controller.desired import (
 )
 from controller.masquerade import MasqueradeUnavailable
 from controller.model import Cluster, Family
-from controller.netlink import Kernel, Underlay
+from controller.netlink import Kernel
 from controller.plan import plan
 from controller.state import Device, Link, State
 from controller.statefiles import Assigned, StateFiles, public_key
@@ -50,14 +50,14 @@ class Rest:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What came of a reconciliation. ``public_key`` is set once the data plane can receive; ``waits_for`` says what is missing."""
+    """What came of a reconciliation: the key to publish, if the data plane can receive; what is missing, if something is."""
 
     public_key: bytes | None = None
     waits_for: str | None = None
 
 
 class Instance:
-    """One family of the mesh on node ``node``. ``numbers`` are its names and numbers, ``spawner`` None if others start data planes."""
+    """One family of the mesh, on the node ``node``. ``spawner`` is None where others start the data plane."""
 
     def __init__(
         self, family: Family, node: str, numbers: Numbers, kernel: Kernel, files: StateFiles, spawner: Spawner | None = None
@@ -193,7 +193,7 @@ class Instance:
             held,
             link=Link(is_up=False) if found.link else None,
             addresses=frozenset(),
-            device=Device(private_key=NO_KEY) if found.device else None,
+            device=Device(private_key=NO_KEY, listen_port=0) if found.device else None,  # the port is wanted at once
         )
         self._apply(place, target, found)
         if self._spawner is not None:

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from types import TracebackType
@@ -78,16 +79,18 @@ class Underlay:
 
 
 class Kernel:
-    """An rtnetlink socket. For one thread."""
+    """An rtnetlink socket, opened when it is first used. For one thread, in which no event loop runs: pyroute2 brings its own."""
 
-    def __init__(self) -> None:
+    @cached_property
+    def _netlink(self) -> Any:
         try:
-            self._netlink = IPRoute(strict_check=True)  # the kernel then dumps one table, not all
+            return IPRoute(strict_check=True)  # the kernel then dumps one table, not all
         except OSError:
-            self._netlink = IPRoute()  # before Linux 4.20 it cannot
+            return IPRoute()  # before Linux 4.20 it cannot
 
     def close(self) -> None:
-        self._netlink.close()
+        if "_netlink" in self.__dict__:
+            self._netlink.close()
 
     def __enter__(self) -> Self:
         return self

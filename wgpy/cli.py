@@ -24,7 +24,7 @@ from typing import NoReturn, TypeVar
 
 from wgpy import __version__
 from wgpy.client import Client, ClientError, interfaces
-from wgpy.config import NO_KEY, Change, DeviceSnapshot, Endpoint, SetDevice, SetPeer, changes_to, parse_unsigned
+from wgpy.config import NO_KEY, Change, DeviceSnapshot, Endpoint, SetDevice, SetPeer, changes_to, parse_endpoint, parse_unsigned
 from wgpy.wgconf import (
     Resolve,
     WgConfError,
@@ -348,13 +348,20 @@ def run(arguments: list[str]) -> int:
     parser = _Parser("run", run)
     parser.add_argument("interfaces", nargs="+", metavar="IFNAME")
     parser.add_argument("--state", type=Path, metavar="DIR", help="keep the last configuration here, and start with it")
-    parser.add_argument("--metrics", metavar="ADDR:PORT", help="serve Prometheus metrics here")
+    parser.add_argument("--metrics", type=_listen_address, metavar="ADDR:PORT", help="serve Prometheus metrics here")
     parser.add_argument("--persist", action="store_true", help="leave the interface standing when this ends")
     options = parser.parse_args(arguments)
     names = [_interface_name(name) for name in options.interfaces]
     from wgpy.daemon import run as daemon
 
     return daemon.run(names, options.state, options.metrics, options.persist)
+
+
+def _listen_address(text: str) -> str:
+    try:
+        return str(parse_endpoint(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a numeric address and a port, such as 127.0.0.1:9586") from None
 
 
 def _interface_name(name: str) -> str:

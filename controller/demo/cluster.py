@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ import wgpy
 from controller.calico import ANNOTATIONS
 from controller.demo import manifests
 from controller.demo.capture import Verdict
-from controller.demo.topology import Address, Interface, Network, Node, Pod, Topology
+from controller.demo.topology import Address, Interface, Namespace, Network, Node, Pod, Topology
 from controller.directory import Directory
 from controller.model import Family
 from controller.source import Ref
@@ -80,6 +80,14 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class Published:
+    """What a node says of itself in one family: its agent the key, the allocator the address."""
+
+    key: bytes
+    tunnel_address: Address | None
+
+
+@dataclass(frozen=True, slots=True)
 class MeshPeer:
     """One line of the mesh: what a node's data plane says of a peer, in the cluster's names."""
 
@@ -103,10 +111,13 @@ class Cluster:
         self._objects = Directory(self.directory)
         self._wireguard_go = wireguard_go
         self._numbers = itertools.count(1)
-        self._allocator: subprocess.Popen[bytes] | None = None
         self._create(manifests.felix_configuration(self.versions))
         for version in self.versions:
             self._create(manifests.ip_pool(POOL[version]))
+        # Calico's allocator runs on each node. Its stand-in runs once, in a namespace of the run like everything else.
+        self._allocator = _start(
+            topology.underlay, [*ALLOCATOR, "--directory", str(self.directory)], topology.directory / "allocator.log"
+        )
 
     # Changes ---------------------------------------------------------------------------------------------------------
 
@@ -180,52 +191,53 @@ class Cluster:
         return time.monotonic() - begun
 
     def difference(self) -> str | None:
-        """The first thing found that is not as promised, or ``None``: keys, peers, allowed IPs, routes."""
+        """The first thing found that is not as promised, or ``None``: keys, tunnel addresses, peers, allowed IPs, routes."""
         for version in self.versions:
-            keys = self._published_keys(version)
+            published = self._published(version)
             for member in self.members:
-                if (member.encrypts and self.encryption) != (member.name in keys):
-                    return (
-                        f"{member.name} {'still publishes' if member.name in keys else 'has not published'} an IPv{version} key"
-                    )
+                if (member.encrypts and self.encryption) != (member.name in published):
+                    what = "still publishes" if member.name in published else "has not published"
+                    return f"{member.name} {what} an IPv{version} key"
+                if member.name in published and published[member.name].tunnel_address is None:
+                    return f"{member.name} has no IPv{version} tunnel address"
             for member in self.members:
-                if found := self._peers_difference(member, version, keys) or self._routes_difference(member, version):
+                if found := self._peers_difference(member, version, published) or self._routes_difference(member, version):
                     return found
         return None
 
     def mesh(self) -> list[MeshPeer]:
         """Every data plane's peers, asked now."""
+        published = {version: self._published(version) for version in self.versions}
+        order = [member.name for member in self.members]
         rows = []
-        for version in self.versions:
-            names = {key: name for name, key in self._published_keys(version).items()}
-            for member in filter(lambda member: member.encrypts, self.members):
-                for peer in _snapshot(member, version).peers:
-                    pods = [pod.key for pod in self._pods() if _takes(peer, pod.address(version))]
-                    name = names.get(peer.config.public_key, "?")
-                    rows.append(MeshPeer(member.name, INTERFACE[version], name, peer, tuple(pods)))
-        return sorted(rows, key=lambda row: (row.node, row.interface, row.peer))
+        for member, version in itertools.product(self.members, self.versions):
+            names = {node.key: name for name, node in published[version].items()}
+            peers = _snapshot(member, version).peers if member.encrypts else ()
+            for peer in sorted(peers, key=lambda peer: order.index(names[peer.config.public_key])):
+                pods = [pod.key for pod in self._pods() if _takes(peer, pod.address(version))]
+                rows.append(MeshPeer(member.name, INTERFACE[version], names[peer.config.public_key], peer, tuple(pods)))
+        return rows
 
     def logs(self) -> Iterator[Path]:
         """The log of every process there is or was."""
         yield from sorted(self.topology.directory.glob("**/*.log"))
 
-    def _peers_difference(self, member: Member, version: int, keys: Mapping[str, bytes]) -> str | None:
-        if not (self.encryption and member.encrypts):
+    def _peers_difference(self, member: Member, version: int, published: Mapping[str, Published]) -> str | None:
+        if member.name not in published:
             return None
         try:
             peers = {peer.config.public_key: peer for peer in _snapshot(member, version).peers}
         except ClientError as error:
             return f"{member.name}: {error}"
-        others = {other.name: keys[other.name] for other in self.members if other is not member and other.encrypts}
-        if missing := [name for name, key in others.items() if key not in peers]:
-            return f"{member.name} has no IPv{version} peer {missing[0]}"
-        if len(peers) > len(others):
-            return f"{member.name} has an IPv{version} peer that is no node's"
-        for other in self.members:
-            for pod in other.pods if other.name in others else ():
-                if not _takes(peers[others[other.name]], pod.address(version)):
-                    return f"{member.name} does not allow {pod.key} from its peer {other.name} over IPv{version}"
-        return None
+        others = [other for other in self.members if other is not member and other.name in published]
+        for other in others:
+            peer = peers.get(published[other.name].key)
+            if peer is None:
+                return f"{member.name} has no IPv{version} peer {other.name}"
+            for address in (*(pod.address(version) for pod in other.pods), published[other.name].tunnel_address):
+                if address is not None and not _takes(peer, address):
+                    return f"{member.name} does not allow {address} from its peer {other.name}"
+        return f"{member.name} has an IPv{version} peer that is no node's" if len(peers) > len(others) else None
 
     def _routes_difference(self, member: Member, version: int) -> str | None:
         others = [(other, pod) for other in self.members if other is not member for pod in other.pods]
@@ -237,12 +249,11 @@ class Cluster:
         return None
 
     def _raise_if_ended(self) -> None:
-        for member in self.members:
-            for name, process in member.processes.items():
-                if (status := process.poll()) is not None:
-                    raise ClusterError(
-                        f"{name} of {member.name} has ended with status {status}: {_last_line(_log(member, name))}"
-                    )
+        processes = {_log(member, name): process for member in self.members for name, process in member.processes.items()}
+        for log, process in {**processes, self.topology.directory / "allocator.log": self._allocator}.items():
+            if (status := process.poll()) is not None:
+                where = log.relative_to(self.topology.directory).with_suffix("")
+                raise ClusterError(f"{where} has ended with status {status}: {_last_line(log)}")
 
     def _pods(self) -> list[Pod]:
         return [pod for member in self.members for pod in member.pods]
@@ -254,20 +265,18 @@ class Cluster:
             return
         commands = {**self._data_plane_commands(member), "agent": self._agent_command(member)}
         for name, command in commands.items():
-            with _log(member, name).open("ab") as log:
-                member.processes[name] = member.node.start(command, log, env=_environment())
+            member.processes[name] = _start(member.node, command, _log(member, name))
 
     def _data_plane_commands(self, member: Member) -> dict[str, list[str]]:
         interfaces = [INTERFACE[version] for version in self.versions]
-        if member.data_plane is DataPlane.WIREGUARD_GO or os.environ.get("STANDIN") == "1":
+        if member.data_plane is DataPlane.WIREGUARD_GO:
             return {f"wireguard-go-{name}": [str(self._wireguard_go), name] for name in interfaces}
         state = member.node.directory / "state"
         return {"wgpy": [*WGPY, "run", "--persist", "--state", str(state), *interfaces]}
 
     def _agent_command(self, member: Member) -> list[str]:
-        if os.environ.get("STANDIN"):
-            return [sys.executable, "/tmp/standin_agent.py", member.name, str(self.directory)]
-        return [*WGPY, "agent", "--node", member.name, "--source", str(self.directory)]
+        state = member.node.directory / "agent"
+        return [*AGENT, "--directory", str(self.directory), "--node", member.name, "--state", str(state)]
 
     @staticmethod
     def _stop(processes: Mapping[str, subprocess.Popen[bytes]]) -> None:
@@ -283,14 +292,17 @@ class Cluster:
 
     # Objects ---------------------------------------------------------------------------------------------------------
 
-    def _published_keys(self, version: int) -> dict[str, bytes]:
+    def _published(self, version: int) -> dict[str, Published]:
+        """What is on the Nodes of those that have a key."""
         self._objects.refresh(time.monotonic())
-        keys = {}
+        names = ANNOTATIONS[Family(version)]
+        published = {}
         for member in self.members:
-            node = self._objects.objects.get(Ref("Node", member.name), {})
-            if encoded := node.get("metadata", {}).get("annotations", {}).get(ANNOTATIONS[Family(version)].public_key):
-                keys[member.name] = base64.b64decode(encoded)
-        return keys
+            annotations = self._objects.objects[Ref("Node", member.name)]["metadata"]["annotations"]
+            if key := annotations.get(names.public_key):
+                address = annotations.get(names.interface_address)
+                published[member.name] = Published(base64.b64decode(key), ip_address(address) if address else None)
+        return published
 
     def _give_block(self, block: Network, target: Member) -> None:
         """Change the block's affinity, and the node of each pod in it. A tunnel address in it stays who it is."""
@@ -329,20 +341,35 @@ class Cluster:
         return pod
 
 
+PACKAGES = Path(wgpy.__file__).parents[1]  # the directory that has our packages
+# As modules, not as commands: so they are found in a checkout where nothing is installed.
 WGPY = [sys.executable, "-m", "wgpy"]
+ALLOCATOR = [sys.executable, "-m", "controller.allocator"]
+AGENT = [sys.executable, "-m", "controller", "agent"]
 
 
 def find_wireguard_go() -> Path | None:
-    """wireguard-go by either of its names: ``go install golang.zx2c4.com/wireguard`` calls it ``wireguard``."""
-    found = shutil.which("wireguard-go") or shutil.which("wireguard")
+    """wireguard-go by either of its names (``go install golang.zx2c4.com/wireguard`` calls it ``wireguard``).
+
+    It is looked for where ``make setup`` puts it in a checkout, and in PATH.
+    """
+    path = os.pathsep.join([str(PACKAGES / ".cache" / "bin"), os.environ.get("PATH", os.defpath)])
+    found = shutil.which("wireguard-go", path=path) or shutil.which("wireguard", path=path)
     return Path(found) if found else None
 
 
 def _environment() -> dict[str, str]:
     """Ours, with the packages found wherever the child starts."""
-    root = str(Path(wgpy.__file__).parents[1])
     # WG_PROCESS_FOREGROUND keeps wireguard-go in the foreground, as -f does, and spares its log a banner about kernels.
-    return {"WG_PROCESS_FOREGROUND": "1", "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    return {
+        "WG_PROCESS_FOREGROUND": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGES), os.environ.get("PYTHONPATH")])),
+    }
+
+
+def _start(where: Namespace, command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as output:
+        return where.start(command, output, env=_environment())
 
 
 def _log(member: Member, name: str) -> Path:

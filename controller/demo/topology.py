@@ -82,6 +82,7 @@ class Namespace:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._started: list[subprocess.Popen[bytes]] = []
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
@@ -100,7 +101,7 @@ class Namespace:
         self, argv: Sequence[str], output: IO[bytes] | int, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
         """Start ``argv`` inside, in a session of its own: the terminal's Ctrl-C is ours to handle, not its."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self.command(argv),
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -108,6 +109,13 @@ class Namespace:
             env=None if env is None else {**os.environ, **env},
             start_new_session=True,
         )
+        self._started.append(process)
+        return process
+
+    def reap(self) -> None:
+        """Take note of the end of what :meth:`start` started: after the namespace is gone, nothing of it runs."""
+        for process in self._started:
+            process.wait(TERMINATE_SECONDS)
 
     def configure(self, *, sysctls: Mapping[str, object] | None = None, links: Sequence[str] = ()) -> None:
         """Set ``sysctls`` (paths below /proc/sys/net), after the ``ip`` commands in ``links``, in one process."""
@@ -173,6 +181,7 @@ class Pod(Namespace):
         """Delete the pod: its processes, its veth and the host routes with it."""
         del self.node.pods[self.key]
         _remove_namespaces([self.name])
+        self.reap()
 
 
 class Node(Namespace):
@@ -229,7 +238,10 @@ class Node(Namespace):
     def remove(self) -> None:
         """Switch the node off and unplug it, with its pods. Announced blocks stay announced: withdraw them first."""
         del self.topology.nodes[self.key]
-        _remove_namespaces([pod.name for pod in self.pods.values()] + [self.name])
+        namespaces = [*self.pods.values(), self]
+        _remove_namespaces([namespace.name for namespace in namespaces])
+        for namespace in namespaces:
+            namespace.reap()
 
     def _lay(self) -> None:
         topology = self.topology
@@ -331,6 +343,10 @@ class Topology:
         """End every process in the run's namespaces, delete these, and the run's files."""
         remove_run(self.run)
         self._lock.close()
+        for node in self.nodes.values():
+            for namespace in (node, *node.pods.values()):
+                namespace.reap()
+        self.underlay.reap()
 
     def _lay_underlay(self) -> None:
         _ip_batch([f"netns add {self.underlay.name}"])

@@ -106,8 +106,13 @@ class DataPlane:
 
     @classmethod
     def start(cls, kind: str, node: Node, name: str = "wg0") -> DataPlane:
-        """wgpy or wireguard-go; does not wait."""
+        """wgpy or wireguard-go as a drop-in; does not wait."""
         return cls(node, name, [*command_of(kind), "-f", name])
+
+    @classmethod
+    def run(cls, node: Node, *options: str, name: str = "wg0") -> DataPlane:
+        """wgpy as a service; does not wait."""
+        return cls(node, name, [*WGPY, "run", name, *options])
 
     @property
     def client(self) -> Client:
@@ -202,11 +207,11 @@ class Tunnel:
 
     @classmethod
     @contextmanager
-    def lay(cls, kinds: tuple[str, str], *, outer: int = 4, mtu: int = MTU, roomy: bool = False) -> Iterator[Tunnel]:
+    def lay(cls, kinds: tuple[str, str], *, outer: int = 4, mtu: int = MTU, roomy: bool = False, metrics: str | None = None) -> Iterator[Tunnel]:
         """Lay nodes and pods, start the data planes, configure them, and take everything down in the end.
 
         ``outer`` is the IP version between the nodes. ``roomy``: underlay and pods have an MTU of 9000; otherwise the underlay
-        has 1500, and pods that of the tunnel, as Calico gives it to them.
+        has 1500, and pods that of the tunnel, as Calico gives it to them. wgpy serves its ``metrics`` at that address.
         """
         with Topology.create() as topology:
             planes: list[DataPlane] = []
@@ -214,7 +219,7 @@ class Tunnel:
                 ends = []
                 for number, kind in enumerate(kinds, start=1):
                     node = topology.add_node(f"n{number}", node_addresses(number))
-                    planes.append(DataPlane.start(kind, node))
+                    planes.append(DataPlane.start(kind, node) if metrics is None else DataPlane.run(node, "--metrics", metrics))
                     addresses = [block(number, version)[1] for version in FAMILIES]
                     pod = node.add_pod(f"pod{number}", addresses, mtu=ROOMY_MTU if roomy else mtu)
                     ends.append(End(number, kind, node, pod, planes[-1]))

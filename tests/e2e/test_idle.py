@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from controller.demo.topology import Node
-from tests.e2e.lab import WGPY, DataPlane, wait_for
+from tests.e2e.lab import DataPlane, wait_for
 from wgpy.config import Endpoint, SetDevice, SetPeer
 
 PEERS = 100
@@ -29,8 +29,7 @@ def voluntary_switches(pid: int) -> int:
 
 @pytest.mark.slow
 def test_an_idle_daemon_with_a_hundred_peers_and_metrics_hardly_wakes(node: Node, tmp_path: Path) -> None:
-    node.configure(links=["link set lo up"])
-    plane = DataPlane(node, "wg0", [*WGPY, "run", "wg0", "--metrics", "127.0.0.1:9586", "--state", str(tmp_path)])
+    plane = DataPlane.run(node, "--metrics", "127.0.0.1:9586", "--state", str(tmp_path))
     try:
         plane.wait_until_ready()
         peers = [

@@ -403,7 +403,10 @@ class Device:
         peer.endpoint, peer.source = endpoint, source
         keypair = Keypair.derived(keys, now)
         self.indices[index] = (peer, keypair)
-        self._forget_handshake(peer)
+        if local.public > peer.public_key:
+            # An initiation of our own that is under way has crossed with this one. The kernel's WireGuard forgets its own then;
+            # if both ends do, two that always have something to send can go on crossing for ever. So the lower key keeps its own.
+            self._forget_handshake(peer)
         self._forget_keypairs(peer.keypairs.responder_derived(keypair))
         peer.timers.session_derived(now)
         peer.timers.handshake_sent(now)

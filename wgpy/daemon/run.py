@@ -202,6 +202,8 @@ class Process:
             self.device.apply(changes[start : start + APPLY_PORTION], now)
             self._pump.settle(now)
             await asyncio.sleep(0)
+        if not self.device.is_up:
+            self._link_changed()  # the link may be up for long, and its port could not be bound until now
         self._save()
 
     def _set_sockets(self, changes: Iterable[Change]) -> None:
@@ -232,6 +234,7 @@ class Process:
             config = wgconf.parse(path.read_text())
         except (OSError, ValueError) as error:
             raise SetupError(f"{path} cannot be read: {error}; mend or delete it") from None
+        _try_port(config.listen_port, path)
         self.device.apply(changes_to(config), boottime())
         self._is_restored = True
         log.info("restored %d peers from %s", len(config.peers), path)
@@ -257,6 +260,18 @@ class Process:
             write_private(path, wgconf.format(self.device.snapshot().config))
         except OSError as error:
             log.error("the configuration cannot be kept in %s: %s", path, error.strerror)
+
+
+def _try_port(port: int, path: Path) -> None:
+    """A port in use is said now, not in a log when the link comes up. Raises SetupError."""
+    sockets = Sockets()
+    try:
+        sockets.bind(port, 0)
+    except OSError as error:
+        raise SetupError(
+            f"UDP port {port} cannot be bound: {error.strerror}; end what has it, or change ListenPort in {path}"
+        ) from None
+    sockets.close()
 
 
 def write_private(path: Path, text: str) -> None:

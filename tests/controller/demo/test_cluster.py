@@ -33,6 +33,7 @@ def test_blocks_lie_in_their_pool_and_apart() -> None:
     assert _block(POOL[6], 5) == ip_network("fd42::140/122")
 
 
+@pytest.mark.e2e
 @needs_machine
 def test_every_object_is_written_and_deleted_with_its_node(cluster: Cluster) -> None:
     first, second = cluster.members
@@ -45,6 +46,7 @@ def test_every_object_is_written_and_deleted_with_its_node(cluster: Cluster) -> 
     assert cluster.members == [first]
 
 
+@pytest.mark.e2e
 @needs_machine
 def test_without_data_planes_everything_is_promised_in_clear_and_the_mesh_is_settled(cluster: Cluster) -> None:
     one, two = cluster.members
@@ -56,6 +58,7 @@ def test_without_data_planes_everything_is_promised_in_clear_and_the_mesh_is_set
     assert ping_all([Probe(one.pods[0], two.pods[0], 4, b"wgpy")]) == [PINGS]
 
 
+@pytest.mark.e2e
 @needs_machine
 def test_a_pod_moves_with_its_block_and_the_block_says_so(cluster: Cluster) -> None:
     one, two = cluster.members
@@ -72,6 +75,7 @@ def test_a_pod_moves_with_its_block_and_the_block_says_so(cluster: Cluster) -> N
     assert ping_all([Probe(one.pods[0], moved, 4, b"wgpy")]) == [PINGS]
 
 
+@pytest.mark.e2e
 @needs_machine
 def test_a_mesh_that_does_not_settle_says_what_is_missing(cluster: Cluster) -> None:
     one, two = cluster.members

@@ -51,6 +51,7 @@ def test_cleaning_a_run_that_is_not_there_says_what_there_is(capsys: pytest.Capt
 
 
 @root
+@pytest.mark.e2e
 def test_cleaning_removes_what_was_kept_and_leaves_the_living_alone(capsys: pytest.CaptureFixture[str]) -> None:
     kept = topology.Topology.create()
     kept.keep()

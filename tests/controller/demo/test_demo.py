@@ -13,7 +13,7 @@ import pytest
 from controller.demo.command import missing
 from controller.demo.topology import NAMESPACES, RUNS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
 
 DEMO = [sys.executable, "-c", "import sys; from controller.demo import main; sys.exit(main(sys.argv[1:]))"]
 

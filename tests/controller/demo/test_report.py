@@ -60,7 +60,7 @@ def test_a_terminal_without_unicode_gets_words(monkeypatch: pytest.MonkeyPatch) 
     report.step("n1 to n2")
     stream.flush()
 
-    assert b"ok a" in stream.buffer.getvalue() and b"FAILED b" in stream.buffer.getvalue()  # type: ignore[attr-defined]
+    assert b"ok a" in stream.buffer.getvalue() and b"FAILED b" in stream.buffer.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from controller.demo.topology import (
     remove_run,
 )
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+pytestmark = [pytest.mark.e2e, pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")]
 
 needs_ipv6 = pytest.mark.skipif(not topologies.has_ipv6(), reason="this kernel has no IPv6")
 MARKER = b"wgpytest"
@@ -148,7 +148,7 @@ def test_each_node_has_its_own_sockets_directory(cluster: Topology) -> None:
 
 
 def test_nothing_is_left_after_an_exception_though_processes_run() -> None:
-    processes = []
+    processes: list[subprocess.Popen[bytes]] = []
 
     def fail_in_the_middle() -> None:
         with topology:

@@ -10,7 +10,7 @@ from controller.demo.command import missing
 from controller.demo.topology import Pod, Topology, TopologyError, has_ipv6
 from controller.demo.traffic import PINGS, Probe, ping_all, throughput
 
-pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+pytestmark = [pytest.mark.e2e, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
 
 
 @pytest.fixture(scope="module")

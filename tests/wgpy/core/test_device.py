@@ -692,6 +692,42 @@ def test_a_responder_goes_on_with_the_old_session_while_its_responses_are_lost()
     assert all(indices_are_exact(host) for host in sim.hosts.values())
 
 
+@pytest.mark.parametrize("latency", [0.001, 0.1, 0.6])
+@pytest.mark.parametrize("keepalive", [0, 5])
+def test_initiations_that_cross_make_a_session_at_once(latency: float, keepalive: int) -> None:
+    """Two ends that both have something to send all the time would otherwise initiate in the same moment again and again."""
+    sim = Sim("A", "B")
+    sim.deliver = lambda sender, datagram: (latency,)
+    for name, other in ("AB", "BA"):
+        sim[name].peer(sim[other], persistent_keepalive=keepalive)
+    for _ in range(30):
+        ping(sim, "A", "B")
+        ping(sim, "B", "A")
+        sim.advance(0.1)
+    sim.advance(1)
+
+    assert len(sim["A"].packets) == len(sim["B"].packets) == 30
+    assert len(sim.sent("A", "initiation")) == len(sim.sent("B", "initiation")) == 1
+    assert all(indices_are_exact(host) for host in sim.hosts.values())
+
+
+def test_initiations_that_crossed_leave_one_session_with_one_initiator_who_rekeys_without_loss() -> None:
+    sim = Sim.pair()
+    for _ in range(1300):
+        ping(sim, "A", "B")
+        ping(sim, "B", "A")
+        sim.advance(0.1)
+    for _ in range(1000):
+        ping(sim, "A", "B")
+        ping(sim, "B", "A")
+        sim.advance(0.004)
+    sim.advance(1)
+
+    assert len(sim["A"].packets) == len(sim["B"].packets) == 2300
+    assert sorted([len(sim.sent("A", "initiation")), len(sim.sent("B", "initiation"))]) == [1, 2]
+    assert sim["A"].peer_of(sim["B"]).keypairs.current.remote_index == sim["B"].peer_of(sim["A"]).keypairs.current.local_index
+
+
 def test_a_late_response_to_an_older_initiation_is_ignored() -> None:
     sim = Sim.pair()
     sim.deliver = lambda sender, datagram: (5.7,) if kind_of(datagram) == "response" else (0.01,)
