@@ -33,11 +33,14 @@ class Endpoint:
     scope_id: int = 0
     sockaddr: tuple[str, int] | tuple[str, int, int, int] = field(init=False, repr=False, compare=False)
     """The address as :mod:`socket` takes it. Made once: every send wants it."""
+    address: bytes = field(init=False, repr=False, compare=False)
+    """The host as an IP header has it: 4 or 16 bytes in network order."""
 
     def __post_init__(self) -> None:
         ipv6 = ":" in self.host
         sockaddr = (self.host, self.port, 0, self.scope_id) if ipv6 else (self.host, self.port)
         object.__setattr__(self, "sockaddr", sockaddr)
+        object.__setattr__(self, "address", ip_address(self.host).packed)
 
     @property
     def is_ipv6(self) -> bool:
@@ -46,7 +49,7 @@ class Endpoint:
     @property
     def packed(self) -> bytes:
         """Address (4 or 16 bytes) and port (2 bytes) in network order: what a cookie is bound to."""
-        return ip_address(self.host).packed + self.port.to_bytes(2)
+        return self.address + self.port.to_bytes(2)
 
     def __str__(self) -> str:
         """``192.0.2.1:51820``, ``[2001:db8::1]:51820`` or ``[fe80::1%3]:51820``."""

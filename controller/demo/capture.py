@@ -19,7 +19,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import ip_address
@@ -43,6 +43,7 @@ UDP = 17
 UDP_HEADER = 8
 
 TRANSPORT_MESSAGE = b"\x04\x00\x00\x00"  # type 4 and three reserved bytes: WireGuard paper 5.4.6
+TRANSPORT_HEADER = 16
 KEEPALIVE_LENGTH = 32  # a transport message of an empty packet: 16 bytes of header, 16 of tag
 
 FRAME_MAX = 1 << 16
@@ -101,16 +102,23 @@ def judge(frames: Iterable[Frame], conversations: Sequence[Conversation]) -> lis
     for frame in frames:
         for position, wanted in enumerate(needles):
             clear[position] += any(needle in frame.data for needle in wanted)
-        if ends := transport_message_ends(frame.data):
-            encrypted[ends] = encrypted.get(ends, 0) + 1
+        if found := transport_messages(frame.data):
+            encrypted[found.ends] = encrypted.get(found.ends, 0) + found.number
     return [
         Sighting(seen, (encrypted.get(nodes, 0), encrypted.get(nodes[::-1], 0)) if nodes[0] != nodes[1] else (0, 0))
         for seen, nodes in zip(clear, (conversation.nodes for conversation in conversations), strict=True)
     ]
 
 
-def transport_message_ends(frame: bytes) -> tuple[Address, Address] | None:
-    """Source and destination of the frame if it carries a WireGuard transport message with a packet in it, else ``None``."""
+class TransportMessages(NamedTuple):
+    """Transport messages of one frame: source and destination, and how many of them have a packet in them."""
+
+    ends: tuple[Address, Address]
+    number: int
+
+
+def transport_messages(frame: bytes) -> TransportMessages | None:
+    """The WireGuard transport messages in a frame, or ``None`` if there are none with a packet in them."""
     packet = frame[ETHERNET_HEADER:]
     match frame[12:ETHERNET_HEADER]:
         case b"\x08\x00" if len(packet) >= 20:
@@ -119,10 +127,28 @@ def transport_message_ends(frame: bytes) -> tuple[Address, Address] | None:
             protocol, header, addresses = packet[6], IPV6_HEADER, (packet[8:24], packet[24:40])
         case _:
             return None
-    message = packet[header + UDP_HEADER :]
-    if protocol != UDP or not message.startswith(TRANSPORT_MESSAGE) or len(message) <= KEEPALIVE_LENGTH:
+    payload = packet[header + UDP_HEADER :]
+    if protocol != UDP or not payload.startswith(TRANSPORT_MESSAGE):
         return None
-    return ip_address(addresses[0]), ip_address(addresses[1])
+    count = sum(length > KEEPALIVE_LENGTH for length in _message_lengths(payload))
+    return TransportMessages((ip_address(addresses[0]), ip_address(addresses[1])), count) if count else None
+
+
+def _message_lengths(payload: bytes) -> Iterator[int]:
+    """The lengths of the transport messages in a UDP payload.
+
+    It is one, unless the sender used UDP_SEGMENT: on a veth its messages travel in one frame, and the frame does not say
+    where each begins. But the next one has the same receiver index and the next counter, 16 bytes that are nowhere else.
+    """
+    start = 0
+    while len(payload) - start >= TRANSPORT_HEADER:
+        counter = int.from_bytes(payload[start + 8 : start + 16], "little")
+        following = payload[start : start + 8] + (counter + 1).to_bytes(9, "little")[:8]
+        end = payload.find(following, start + KEEPALIVE_LENGTH)
+        yield (len(payload) if end < 0 else end) - start
+        if end < 0:
+            return
+        start = end
 
 
 class Capture:

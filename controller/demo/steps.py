@@ -12,6 +12,7 @@ from controller.demo.capture import Capture, Conversation, Sighting, Verdict, ju
 from controller.demo.cluster import Cluster, ClusterError, DataPlane, Member
 from controller.demo.report import Report, ago, rate, size
 from controller.demo.topology import Pod, Topology, TopologyError, has_ipv6
+from wgpy.client import ClientError
 
 WANDERER = "wanderer"  # a pod in blocks of its own, which move in step 3
 LOG_TAIL_LINES = 5
@@ -185,7 +186,11 @@ class Demo:
     def show(self) -> None:
         """The mesh, and the throughput seen."""
         self.report.step("5  The mesh")
-        peers = self.cluster.mesh()
+        try:
+            peers = self.cluster.mesh()
+        except ClientError as error:
+            self.report.promise("every data plane answers", False, str(error))
+            return
         now = time.time()
         columns = ["node", "interface", "peer", "pods behind it", "endpoint", "handshake", "received", "sent"]
         rows = []
@@ -197,7 +202,19 @@ class Demo:
         self.report.table(columns, rows, right=["received", "sent"])
         silent = [f"{peer.node} to {peer.peer} on {peer.interface}" for peer in peers if not peer.snapshot.last_handshake]
         self.report.promise("every peer has had a handshake", not silent, _listed(silent))
-        self.report.facts["mesh"] = [dict(zip(columns, row, strict=True)) for row in rows]
+        self.report.facts["mesh"] = [
+            {
+                "node": peer.node,
+                "interface": peer.interface,
+                "peer": peer.peer,
+                "pods": list(peer.pods),
+                "endpoint": str(peer.snapshot.config.endpoint or ""),
+                "last_handshake": peer.snapshot.last_handshake / 1e9 or None,
+                "received_bytes": peer.snapshot.rx_bytes,
+                "sent_bytes": peer.snapshot.tx_bytes,
+            }
+            for peer in peers
+        ]
         self._throughput_table()
 
     def _throughput_table(self) -> None:

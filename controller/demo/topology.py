@@ -112,10 +112,20 @@ class Namespace:
         self._started.append(process)
         return process
 
-    def reap(self) -> None:
-        """Take note of the end of what :meth:`start` started: after the namespace is gone, nothing of it runs."""
+    def _end_started(self) -> None:
+        """SIGTERM to what :meth:`start` started. One that is still on its way into the namespace is found in no other way."""
         for process in self._started:
-            process.wait(TERMINATE_SECONDS)
+            if process.poll() is None:
+                process.terminate()
+
+    def _reap(self) -> None:
+        """Take note of the end of what :meth:`start` started: with the namespace gone, nothing of it runs."""
+        for process in self._started:
+            try:
+                process.wait(TERMINATE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
     def configure(self, *, sysctls: Mapping[str, object] | None = None, links: Sequence[str] = ()) -> None:
         """Set ``sysctls`` (paths below /proc/sys/net), after the ``ip`` commands in ``links``, in one process."""
@@ -180,8 +190,7 @@ class Pod(Namespace):
     def remove(self) -> None:
         """Delete the pod: its processes, its veth and the host routes with it."""
         del self.node.pods[self.key]
-        _remove_namespaces([self.name])
-        self.reap()
+        _remove([self])
 
 
 class Node(Namespace):
@@ -238,10 +247,7 @@ class Node(Namespace):
     def remove(self) -> None:
         """Switch the node off and unplug it, with its pods. Announced blocks stay announced: withdraw them first."""
         del self.topology.nodes[self.key]
-        namespaces = [*self.pods.values(), self]
-        _remove_namespaces([namespace.name for namespace in namespaces])
-        for namespace in namespaces:
-            namespace.reap()
+        _remove([*self.pods.values(), self])
 
     def _lay(self) -> None:
         topology = self.topology
@@ -341,12 +347,9 @@ class Topology:
 
     def remove(self) -> None:
         """End every process in the run's namespaces, delete these, and the run's files."""
-        remove_run(self.run)
+        _remove([self.underlay, *(place for node in self.nodes.values() for place in (node, *node.pods.values()))])
+        remove_run(self.run)  # a node or pod of which only a part was laid, and the files
         self._lock.close()
-        for node in self.nodes.values():
-            for namespace in (node, *node.pods.values()):
-                namespace.reap()
-        self.underlay.reap()
 
     def _lay_underlay(self) -> None:
         _ip_batch([f"netns add {self.underlay.name}"])
@@ -403,6 +406,14 @@ def remove_run(run: str) -> None:
     prefix = f"wgpy-{run}-"
     _remove_namespaces([path.name for path in NAMESPACES.glob(f"{prefix}*")])
     shutil.rmtree(RUNS / run, ignore_errors=True)
+
+
+def _remove(namespaces: Sequence[Namespace]) -> None:
+    for namespace in namespaces:
+        namespace._end_started()
+    _remove_namespaces([namespace.name for namespace in namespaces if (NAMESPACES / namespace.name).exists()])
+    for namespace in namespaces:
+        namespace._reap()
 
 
 def _remove_namespaces(names: Sequence[str]) -> None:

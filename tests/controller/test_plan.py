@@ -205,7 +205,7 @@ def test_doing_the_plan_gives_the_desired_state(desired: State, actual: State) -
     assert plan(desired, model.state) == ()
 
 
-@settings(max_examples=int(__import__('os').environ.get('EX','300')))
+@settings(max_examples=int(__import__("os").environ.get("EX", "300")))
 @given(states(wanted=True), states(wanted=False))
 def test_at_no_time_does_a_packet_meet_a_third_fate(desired: State, actual: State) -> None:
     before, after = fates(actual), fates(desired)

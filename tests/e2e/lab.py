@@ -207,7 +207,9 @@ class Tunnel:
 
     @classmethod
     @contextmanager
-    def lay(cls, kinds: tuple[str, str], *, outer: int = 4, mtu: int = MTU, roomy: bool = False, metrics: str | None = None) -> Iterator[Tunnel]:
+    def lay(
+        cls, kinds: tuple[str, str], *, outer: int = 4, mtu: int = MTU, roomy: bool = False, metrics: str | None = None
+    ) -> Iterator[Tunnel]:
         """Lay nodes and pods, start the data planes, configure them, and take everything down in the end.
 
         ``outer`` is the IP version between the nodes. ``roomy``: underlay and pods have an MTU of 9000; otherwise the underlay
@@ -287,7 +289,9 @@ def _route(end: End, other: End, mtu: int) -> None:
 
 def _losses(end: End) -> str:
     said = end.node.run(["sh", "-c", "cat /proc/net/dev /proc/net/snmp"]).stdout.splitlines()
-    dropped = {line.split(":")[0].strip(): line.split(":")[1].split() for line in said if re.match(r" *(wg0|eth0|cali\w+):", line)}
+    dropped = {
+        line.split(":")[0].strip(): line.split(":")[1].split() for line in said if re.match(r" *(wg0|eth0|cali\w+):", line)
+    }
     links = [f"{name}: received {fields[3]} dropped, sent {fields[11]} dropped" for name, fields in dropped.items()]
     names, values = (line.split() for line in said if line.startswith("Udp:"))
     errors = [f"{name} {value}" for name, value in zip(names, values, strict=True) if "Errors" in name and value != "0"]

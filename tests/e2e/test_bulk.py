@@ -11,9 +11,7 @@ MEGABYTE = 1_000_000
 FLOOD = 5000
 
 
-@pytest.fixture(
-    scope="module", params=[("wgpy", "wgpy"), ("wgpy", "wireguard-go")], ids=lambda kinds: f"{kinds[0]}:{kinds[1]}"
-)
+@pytest.fixture(scope="module", params=[("wgpy", "wgpy"), ("wgpy", "wireguard-go")], ids=lambda kinds: f"{kinds[0]}:{kinds[1]}")
 def tunnel(request: pytest.FixtureRequest, standing: Callable[..., Tunnel]) -> Tunnel:
     """In the two directions of the second pair wireguard-go is on either end."""
     return standing(request.param)
@@ -23,7 +21,9 @@ def carry(tunnel: Tunnel, size: int, version: int) -> None:
     for end, other in tunnel.directions():
         arrived = transfer(end.pod, end.pod.address(version), other.pod, other.pod.address(version), size)
 
-        print(f"{end.kind} to {other.kind}, IPv{version}: {size // MEGABYTE} MB in {arrived.seconds:.2f} s, {arrived.gbps:.2f} Gb/s")
+        print(
+            f"{end.kind} to {other.kind}, IPv{version}: {size // MEGABYTE} MB in {arrived.seconds:.2f} s, {arrived.gbps:.2f} Gb/s"
+        )
         assert arrived.is_intact
 
 

@@ -1,4 +1,5 @@
-"""Packets as long as the interface takes, and one byte longer: MTU 8920, 1420 and 1280, changed while it runs; and fragments outside."""
+"""Packets as long as the interface takes, and one byte longer: MTU 8920, 1420 and 1280, changed while it runs; and tunnels
+wider than the underlay."""
 
 from collections.abc import Iterator
 

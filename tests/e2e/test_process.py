@@ -300,7 +300,9 @@ def test_an_interface_in_another_namespace_keeps_its_sockets_at_home(machine: No
         assert {one.message for one in sent} == {INITIATION, TRANSPORT}
         assert 1299 in {one.padded_length for one in sent}
 
-        first.pod.configure(links=["link set wg0 down", "link set wg0 up", *(f"route add {prefix} dev wg0" for prefix in second.blocks)])
+        first.pod.configure(
+            links=["link set wg0 down", "link set wg0 up", *(f"route add {prefix} dev wg0" for prefix in second.blocks)]
+        )
         assert ping(first.pod, second.pod.address(4), "-I", str(first.pod.address(4))) == 3
 
         first.pod.configure(links=["link del wg0"])

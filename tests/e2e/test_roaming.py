@@ -80,7 +80,9 @@ def test_who_speaks_to_one_of_several_addresses_is_answered_from_that_one(tunnel
             assert ping(first.pod, second.pod.address(4), "-f", "-q", count=100, interval=0) == 100
 
         assert first.peer.config.endpoint == endpoint(address)
-        answers = [one for one in messages(capture.frames, RESPONSE, TRANSPORT) if one.destination == first.node.address(tunnel.outer)]
+        answers = [
+            one for one in messages(capture.frames, RESPONSE, TRANSPORT) if one.destination == first.node.address(tunnel.outer)
+        ]
         assert {one.message for one in answers} == {RESPONSE, TRANSPORT}
         assert {one.source for one in answers} == {address}
 

@@ -155,7 +155,9 @@ ONE_PEER, FOUR_PEERS = INTERFACE + PEER, INTERFACE + PEER + OTHERS
 # Showing ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", ["", "[Interface]\n", ONE_PEER, FOUR_PEERS], ids=["nothing", "empty", "one peer", "four peers"])
+@pytest.mark.parametrize(
+    "config", ["", "[Interface]\n", ONE_PEER, FOUR_PEERS], ids=["nothing", "empty", "one peer", "four peers"]
+)
 def test_it_is_shown_exactly_as_a_wireguard_go_is(both: Both, config: str) -> None:
     both.begin(config)
 
@@ -210,7 +212,12 @@ def test_peers_are_listed_in_the_order_they_were_added(both: Both) -> None:
 
     for words in (["show", "wg0", "peers"], ["show", "wg0", "endpoints"], ["showconf", "wg0"]):
         said = both.wg_each(*words)[0].stdout
-        assert re.findall("|".join(map(re.escape, (SOMEBODY, ANOTHER, THIRD, FOURTH))), said) == [SOMEBODY, ANOTHER, THIRD, FOURTH]
+        assert re.findall("|".join(map(re.escape, (SOMEBODY, ANOTHER, THIRD, FOURTH))), said) == [
+            SOMEBODY,
+            ANOTHER,
+            THIRD,
+            FOURTH,
+        ]
 
 
 def test_an_interface_that_is_not_there_is_not_shown(both: Both) -> None:
@@ -219,7 +226,9 @@ def test_an_interface_that_is_not_there_is_not_shown(both: Both) -> None:
     assert ours.returncode == theirs.returncode == 1
 
 
-@pytest.mark.parametrize("words", [["show"], ["show", "interfaces"], ["showconf", "wg0"], *(["show", "wg0", field] for field in FIELDS)])
+@pytest.mark.parametrize(
+    "words", [["show"], ["show", "interfaces"], ["showconf", "wg0"], *(["show", "wg0", field] for field in FIELDS)]
+)
 def test_wgpy_show_says_what_wg_show_says(both: Both, words: list[str]) -> None:
     both.begin(FOUR_PEERS)
     node = both.nodes[0]
@@ -257,7 +266,9 @@ def test_every_word_of_wg_set_does_to_it_what_it_does_to_wireguard_go(both: Both
 
 
 def test_setconf_addconf_and_syncconf_do_to_it_what_they_do_to_wireguard_go(both: Both) -> None:
-    only_third = f"[Interface]\nPrivateKey = {PRIVATE}\nListenPort = {PORT}\n[Peer]\nPublicKey = {THIRD}\nAllowedIPs = 10.9.0.0/24\n"
+    only_third = (
+        f"[Interface]\nPrivateKey = {PRIVATE}\nListenPort = {PORT}\n[Peer]\nPublicKey = {THIRD}\nAllowedIPs = 10.9.0.0/24\n"
+    )
     addition = f"[Peer]\nPublicKey = {FOURTH}\nAllowedIPs = 10.9.0.128/25\n[Peer]\nPublicKey = {THIRD}\nPersistentKeepalive = 3\n"
     for verb, text in (
         ("setconf", FOUR_PEERS),
@@ -401,7 +412,8 @@ def test_a_bad_line_is_refused_with_the_errno_of_wireguard_go_and_changes_nothin
 
 
 def test_a_refused_get_has_a_positive_errno_as_wg_wants_it(both: Both) -> None:
-    """A set's is negative (wg prints -98 as "Address already in use"); wireguard-go sends a get's negative, too, which wg cannot read."""
+    """A set's is negative: wg prints -98 as "Address already in use". wireguard-go sends a get's negative, too, which wg
+    cannot read."""
     ours, theirs = both.ask("get=1\nnonsense=1\n\n")
 
     assert (ours, theirs) == ("errno=22\n\n", "errno=-22\n\n")

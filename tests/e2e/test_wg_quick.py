@@ -51,12 +51,22 @@ class Host:
         path.chmod(0o600)
 
     def wg_quick(self, verb: str, implementation: str = "wgpy") -> str:
-        env = [f"PATH={self.directory}:{os.environ['PATH']}:/usr/sbin:/sbin", f"WG_QUICK_USERSPACE_IMPLEMENTATION={implementation}"]
+        env = [
+            f"PATH={self.directory}:{os.environ['PATH']}:/usr/sbin:/sbin",
+            f"WG_QUICK_USERSPACE_IMPLEMENTATION={implementation}",
+        ]
         return self.node.run(["env", *env, "wg-quick", verb, str(self.directory / "wgq.conf")]).stderr
 
     def state(self) -> str:
         """Everything of this node that wg-quick might change."""
-        commands = ["ip -br link", "ip -4 rule", "ip -6 rule", "ip route show table all", "ip -6 route show table all", "nft list ruleset"]
+        commands = [
+            "ip -br link",
+            "ip -4 rule",
+            "ip -6 rule",
+            "ip route show table all",
+            "ip -6 route show table all",
+            "nft list ruleset",
+        ]
         return self.node.run(["sh", "-c", "; ".join(commands)]).stdout
 
 

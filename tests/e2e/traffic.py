@@ -187,5 +187,3 @@ class Stream:
                 continue
             self.duplicates += number in self.returned
             self.returned.add(number)
-
-

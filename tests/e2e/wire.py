@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
 from controller.demo.capture import Conversation, Frame, judge
 from controller.demo.topology import Address
-from ipaddress import ip_address
 
 INITIATION, RESPONSE, COOKIE_REPLY, TRANSPORT = 1, 2, 3, 4
 LENGTHS = {INITIATION: 148, RESPONSE: 92, COOKIE_REPLY: 64}

@@ -41,6 +41,8 @@ class Drop(Enum):
     NO_PEER = "no_peer"
     """No allowed IP holds the destination."""
     NO_ENDPOINT = "no_endpoint"
+    LOOP = "loop"
+    """Our own datagram: its peer's endpoint lies behind this interface."""
     STAGED_FULL = "staged_full"
     """The oldest staged packet made room for a newer one."""
     NO_SESSION = "no_session"

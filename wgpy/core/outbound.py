@@ -15,6 +15,7 @@ length are a :class:`_Layout`, made when that length is first met.
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,9 +33,13 @@ VIRTIO_HEADER = 10
 NEEDS_CSUM = 1
 MAX_READ = 65535
 TRANSPORT = 4
+IPV6_HEADER = 40
+UDP_HEADER = 8
 
 _VECTOR_WORTH = 4
 """Rows from which one vector checksum is cheaper than one each."""
+
+_HEAD = Struct("<II")
 
 _OUTER_ECN = (0, 1, 2, 2)
 """Outer ECN by inner ECN: the same, but congestion experienced becomes ECT(0) (RFC 6040; protocol 1.10)."""
@@ -181,16 +186,22 @@ class Outbound:
         """The peer that owns the destination address; None (counted) if there is none or this is no IP packet."""
         version = packet[0] >> 4 if length else 0
         if version == 4 and length >= 20:
-            peer = self._device.allowed_ips.lookup(bytes(packet[16:20]))
+            destination = bytes(packet[16:20])
         elif version == 6 and length >= 40:
-            peer = self._device.allowed_ips.lookup(bytes(packet[24:40]))
+            destination = bytes(packet[24:40])
         else:
             self._device.count_drop(Drop.NOT_IP)
             return None
+        peer = self._device.allowed_ips.lookup(destination)
         if peer is None:
             self._device.count_drop(Drop.NO_PEER)
-        elif peer.endpoint is None:
+            return None
+        endpoint = peer.endpoint
+        if endpoint is None:
             self._device.count_drop(Drop.NO_ENDPOINT)
+            return None
+        if destination == endpoint.address and _is_our_own(peer, packet):
+            self._device.count_drop(Drop.LOOP)
             return None
         return peer
 
@@ -312,3 +323,16 @@ class Outbound:
                 first += 1
                 length = superpacket.last_length if first == superpacket.count else superpacket.row_length
                 self._device.stage(peer, bytes(self._slots[row][:length]), now)
+
+
+def _is_our_own(peer: Peer, packet: memoryview) -> bool:
+    """Whether ``packet`` is a datagram that we sealed for ``peer``: the way to its endpoint leads back into the interface.
+
+    Sealed again and again it would go round for ever, and grow. The kernel's WireGuard sees such a route and says ELOOP; we
+    can only see the packet.
+    """
+    keypair = peer.keypairs.current
+    if keypair is None:
+        return False
+    payload = UDP_HEADER + (IPV6_HEADER if packet[0] >> 4 == 6 else (packet[0] & 15) * 4)
+    return packet[payload : payload + _HEAD.size] == _HEAD.pack(TRANSPORT, keypair.remote_index)

@@ -98,10 +98,7 @@ class Pump:
             return
         log.warning("this kernel refuses superpackets of a kind: writing packet by packet")
         for piece in pieces:
-            try:
-                self._tun.write(piece)
-            except (TunRefused, TunDown, OSError):
-                self._device.count_drop(Drop.INTERFACE_REFUSED)
+            self.write(piece)
 
     # -- inputs --------------------------------------------------------------------------------------------------
 
@@ -113,6 +110,8 @@ class Pump:
                 outbound.packet_read(tun.read(outbound.buffers), now)
         except BlockingIOError:
             pass
+        except (TunRefused, TunDown):
+            device.count_drop(Drop.BAD_OFFLOAD)  # the kernel took it from its queue and could not describe it: it is lost
         except TunGone:
             self._gone()
             return

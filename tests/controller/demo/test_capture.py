@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.demo.capture import Conversation, Frame, Sighting, Verdict, judge, transport_message_ends, write_pcap
+from controller.demo.capture import Conversation, Frame, Sighting, Verdict, judge, transport_messages, write_pcap
 from controller.demo.topology import Address
 
 NODE_1, NODE_2, NODE_3 = ip_address("10.77.0.1"), ip_address("10.77.0.2"), ip_address("10.77.0.3")
@@ -113,16 +113,34 @@ def test_truncated_frames_are_nothing() -> None:
     whole = frame(NODE_1_V6, NODE_2_V6, transport_message()).data
     four = frame(NODE_1, NODE_2, transport_message()).data
 
-    assert all(transport_message_ends(whole[:length]) is None for length in range(14 + 40 + 8 + 32))
-    assert all(transport_message_ends(four[:length]) is None for length in range(14 + 20 + 8 + 32))
-    assert transport_message_ends(whole) == (NODE_1_V6, NODE_2_V6)
+    assert all(transport_messages(whole[:length]) is None for length in range(14 + 40 + 8 + 32))
+    assert all(transport_messages(four[:length]) is None for length in range(14 + 20 + 8 + 32))
+    assert transport_messages(whole) == ((NODE_1_V6, NODE_2_V6), 1)
 
 
 def test_ip_options_do_not_hide_a_transport_message() -> None:
     plain = frame(NODE_1, NODE_2, b"").data
     with_options = plain[:14] + b"\x46" + plain[15:] + b"\x01" * 4 + transport_message()
 
-    assert transport_message_ends(with_options) == (NODE_1, NODE_2)
+    assert transport_messages(with_options) == ((NODE_1, NODE_2), 1)
+
+
+def test_messages_that_left_in_one_call_are_counted_each() -> None:
+    """UDP_SEGMENT on a veth: one frame, many messages, the last of them shorter, and keepalives not worth counting."""
+
+    def message(counter: int, length: int, receiver: int = 7) -> bytes:
+        return struct.pack("<IIQ", 4, receiver, counter) + bytes(length - 16)
+
+    def count(*messages: bytes) -> int:
+        found = transport_messages(frame(NODE_1, NODE_2, udp(b"".join(messages))).data)
+        return found.number if found else 0
+
+    assert count(*(message(counter, 128) for counter in range(250, 260))) == 10
+    assert count(message(0, 1452), message(1, 1452), message(2, 80)) == 3
+    assert count(message(0, 128), message(1, 32)) == 1
+    assert count(message(2**64 - 1, 128)) == 1
+    assert count(message(5, 128), message(5, 128), message(7, 128)) == 1, "not the next counter: inside the first message"
+    assert count(message(5, 128), message(6, 128, receiver=8)) == 1, "not the same receiver"
 
 
 def test_a_capture_is_written_as_tcpdump_reads_it(tmp_path: Path) -> None:

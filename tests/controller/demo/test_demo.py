@@ -15,6 +15,7 @@ from controller.demo.topology import NAMESPACES, RUNS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
 
+NODES = ("n1", "n2", "n3")  # those with a data plane
 DEMO = [sys.executable, "-c", "import sys; from controller.demo import main; sys.exit(main(sys.argv[1:]))"]
 
 
@@ -30,6 +31,9 @@ def test_all_five_steps_hold_and_nothing_is_left() -> None:
     assert verdicts["n1-a", "n4-a", 4] == "in clear"
     assert verdicts["n1-a", "n1-b", 4] == "nothing"
     assert all(measured["bits_per_second"] > 1e6 for measured in document["throughput"])
+    assert {(peer["node"], peer["peer"]) for peer in document["mesh"]} == {(a, b) for a in NODES for b in NODES if a != b}
+    assert all(peer["last_handshake"] and peer["received_bytes"] > 0 for peer in document["mesh"])
+    assert {pod for peer in document["mesh"] if peer["peer"] == "n3" for pod in peer["pods"]} == {"n3-a", "n3-b", "wanderer"}
     assert "\x1b" not in result.stderr
     assert not list(NAMESPACES.glob(f"wgpy-{document['run']}-*")) and not (RUNS / document["run"]).exists()
 

@@ -725,7 +725,30 @@ def test_initiations_that_crossed_leave_one_session_with_one_initiator_who_rekey
 
     assert len(sim["A"].packets) == len(sim["B"].packets) == 2300
     assert sorted([len(sim.sent("A", "initiation")), len(sim.sent("B", "initiation"))]) == [1, 2]
-    assert sim["A"].peer_of(sim["B"]).keypairs.current.remote_index == sim["B"].peer_of(sim["A"]).keypairs.current.local_index
+    one, other = sim["A"].peer_of(sim["B"]).keypairs.current, sim["B"].peer_of(sim["A"]).keypairs.current
+    assert one is not None and other is not None
+    assert one.remote_index == other.local_index
+
+
+@pytest.mark.parametrize("forgetful", ["A", "B"])
+def test_initiations_that_cross_with_those_of_a_peer_that_forgets_its_own_end_in_a_session(
+    forgetful: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's WireGuard and wireguard-go do."""
+    sim = Sim.pair()
+    host, other = (sim["A"], sim["B"]) if forgetful == "A" else (sim["B"], sim["A"])
+    respond = host.device._initiation
+
+    def respond_and_forget(message: bytes, endpoint: Endpoint, source: bytes, now: float) -> None:
+        respond(message, endpoint, source, now)
+        host.device._forget_handshake(host.peer_of(other))
+
+    monkeypatch.setattr(host.device, "_initiation", respond_and_forget)
+    ping(sim, "A", "B")
+    ping(sim, "B", "A")
+    sim.advance(1 if other.public_key < host.public_key else 12)
+
+    assert len(sim["A"].packets) == len(sim["B"].packets) == 1
 
 
 def test_a_late_response_to_an_older_initiation_is_ignored() -> None:

@@ -1,0 +1,403 @@
+"""Real sockets on loopback, both families, with and without UDP_SEGMENT and UDP_GRO."""
+
+import contextlib
+import errno
+import select
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from wgpy.config import Endpoint
+from wgpy.daemon.udp import IP_PKTINFO, Received, Sockets
+
+PATIENCE = 10.0
+IP_RECVERR = 11
+HOSTS = ["127.0.0.1", "::1"]
+
+
+def has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        sock.bind(("::1", 0))
+        return True
+    return False
+
+
+@pytest.fixture(params=HOSTS)
+def host(request: pytest.FixtureRequest) -> str:
+    if request.param == "::1" and not has_ipv6():
+        pytest.skip("no IPv6 here")
+    return str(request.param)
+
+
+@contextlib.contextmanager
+def bound(**options: bool) -> Iterator[Sockets]:
+    sockets = Sockets(**options)
+    sockets.bind(0, 0)
+    try:
+        yield sockets
+    finally:
+        sockets.close()
+
+
+@dataclass(frozen=True)
+class Got:
+    data: bytes
+    segment: int
+    endpoint: Endpoint
+    source: bytes
+    ecn: int
+
+    @property
+    def datagrams(self) -> list[bytes]:
+        size = self.segment or len(self.data)
+        return [self.data[start : start + size] for start in range(0, len(self.data), size)]
+
+
+def receive(sockets: Sockets, count: int = 1) -> list[Got]:
+    """Wait until ``count`` datagrams have come, in however many calls."""
+    got: list[Got] = []
+    buffer = memoryview(bytearray(65535))
+    received = Received()
+    while sum(len(one.datagrams) for one in got) < count:
+        readable, _, _ = select.select(list(sockets), [], [], PATIENCE)
+        assert readable, f"only {got} came"
+        for sock in readable:
+            assert sockets.receive(sock, buffer, received)
+            got.append(Got(bytes(buffer[: received.size]), received.segment, received.endpoint, received.source, received.ecn))
+    return got
+
+
+def family_of(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def peer_socket(host: str) -> socket.socket:
+    """A plain socket of somebody else."""
+    sock = socket.socket(family_of(host), socket.SOCK_DGRAM)
+    sock.settimeout(PATIENCE)
+    sock.bind((host, 0))
+    return sock
+
+
+def endpoint_of(sock: socket.socket) -> Endpoint:
+    address = sock.getsockname()
+    return Endpoint(address[0], address[1])
+
+
+# -- trains ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("segmentation", [True, False])
+@pytest.mark.parametrize("coalescing", [True, False])
+@pytest.mark.parametrize(("count", "segment", "tail"), [(1, 100, 0), (5, 100, 0), (5, 1452, 17), (64, 80, 80), (45, 1452, 0)])
+def test_a_train_arrives_whole_and_in_order(
+    host: str, segmentation: bool, coalescing: bool, count: int, segment: int, tail: int
+) -> None:
+    datagrams = [bytes([number]) * segment for number in range(count)]
+    if tail:
+        datagrams[-1] = b"\xee" * tail
+    whole = b"".join(datagrams)
+    with bound(segmentation=segmentation) as sender, bound(coalescing=coalescing) as receiver:
+        assert sender.send(memoryview(whole), segment, Endpoint(host, receiver.port), b"", 0)
+
+        got = receive(receiver, count)
+
+        assert [datagram for one in got for datagram in one.datagrams] == datagrams
+        assert {one.endpoint for one in got} == {Endpoint(host, sender.port)}
+        assert sender.send_errors == sender.plain_trains == 0
+
+
+def test_with_both_offloads_a_train_is_one_call_each_way(host: str) -> None:
+    with bound() as sender, bound() as receiver:
+        assert sender.segmentation and receiver.coalescing, "this kernel has both"
+        sender.send(bytes(40 * 1000), 1000, Endpoint(host, receiver.port), b"", 0)
+
+        (got,) = receive(receiver)
+
+        assert (len(got.data), got.segment) == (40_000, 1000)
+
+
+def test_a_train_that_the_kernel_refuses_goes_one_by_one(host: str) -> None:
+    """More segments than it takes: EINVAL, as from a path that one segment does not fit."""
+    with bound() as sender, bound() as receiver:
+        assert sender.send(bytes(200 * 20), 20, Endpoint(host, receiver.port), b"", 0)
+
+        assert len([datagram for one in receive(receiver, 200) for datagram in one.datagrams]) == 200
+        assert sender.plain_trains == 1
+        assert sender.send_errors == 0
+
+
+def test_a_datagram_that_no_path_takes_is_lost_and_counted(host: str) -> None:
+    with bound() as sender, bound() as receiver:
+        endpoint = Endpoint(host, receiver.port)
+
+        assert not sender.send(bytes(65_535), 65_535, endpoint, b"", 0)
+        assert sender.send(b"after it", 8, endpoint, b"", 0)
+
+        assert sender.send_errors == 1
+        assert receive(receiver)[0].data == b"after it"
+
+
+def test_a_family_that_is_not_there_takes_nothing() -> None:
+    sockets = Sockets()
+
+    assert not sockets.send(b"x", 1, Endpoint("127.0.0.1", 9), b"", 0)
+    assert not sockets.is_bound
+
+
+# -- the outer header -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ds", [0, 1, 2, 3, 0x88])
+@pytest.mark.parametrize("segment", [100, 300])
+def test_the_ds_byte_goes_out_and_its_ecn_bits_come_in(host: str, ds: int, segment: int) -> None:
+    with bound() as sender, bound() as receiver, peer_socket(host) as foreign:
+        level, option, kind = (
+            (socket.IPPROTO_IP, socket.IP_RECVTOS, socket.IP_TOS)
+            if host == "127.0.0.1"
+            else (socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, socket.IPV6_TCLASS)
+        )
+        foreign.setsockopt(level, option, 1)
+
+        sender.send(bytes(300), segment, Endpoint(host, receiver.port), b"", ds)
+        sender.send(bytes(300), segment, endpoint_of(foreign), b"", ds)
+
+        assert {one.ecn for one in receive(receiver, 300 // segment)} == {ds & 3}
+        _, control, _, _ = foreign.recvmsg(2000, 100)
+        assert [(found[1], found[2][0]) for found in control] == [(kind, ds)]
+
+
+def test_the_path_may_fragment_what_we_send() -> None:
+    """As the kernel's own WireGuard has it: DF is 0."""
+    with bound() as sockets:
+        for sock in sockets:
+            v4 = sock.family == socket.AF_INET
+            level, option = (socket.IPPROTO_IP, 10) if v4 else (socket.IPPROTO_IPV6, 23)
+            assert sock.getsockopt(level, option) == 0
+
+
+# -- sticky sources -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ours", ["127.0.0.1", "127.0.0.2", "127.7.7.7"])
+@pytest.mark.parametrize("segment", [5, 100])
+def test_what_came_to_one_of_our_addresses_is_answered_from_there(ours: str, segment: int) -> None:
+    with bound() as sockets, peer_socket("127.0.0.1") as other:
+        other.sendto(b"hello", (ours, sockets.port))
+        (got,) = receive(sockets)
+
+        assert sockets.send(b"hello" * 4, segment, got.endpoint, got.source, 0)
+
+        data, address = other.recvfrom(100)
+        assert address == (ours, sockets.port)
+        assert data == b"hello" * (1 if segment == 5 else 4)
+
+
+def test_the_source_is_known_of_a_burst_too(host: str) -> None:
+    """wireguard-go loses it with UDP_GRO."""
+    with bound() as sockets, bound() as other:
+        other.send(bytes(40 * 1000), 1000, Endpoint(host, sockets.port), b"", 0)
+        (got,) = receive(sockets)
+        assert got.segment == 1000
+
+        assert sockets.send(b"back", 4, got.endpoint, got.source, 0)
+
+        assert got.source
+        assert receive(other)[0].endpoint == Endpoint(host, sockets.port)
+
+
+@pytest.mark.parametrize("segment", [4, 100])
+def test_a_source_that_is_no_longer_ours_is_given_up(host: str, segment: int) -> None:
+    gone = (
+        struct.pack("=I4s4s", 0, socket.inet_aton("192.0.2.1"), bytes(4))
+        if host == "127.0.0.1"
+        else struct.pack("=16sI", socket.inet_pton(socket.AF_INET6, "2001:db8::1"), 0)
+    )
+    with bound() as sockets, bound() as other:
+        for _ in range(3):
+            assert sockets.send(b"data" * 3, segment, Endpoint(host, other.port), gone, 0)
+
+        got = receive(other, 9 if segment == 4 else 3)
+        assert {one.endpoint for one in got} == {Endpoint(host, sockets.port)}
+        assert sockets.send_errors == sockets.plain_trains == 0
+
+
+def test_a_source_that_is_ours_again_is_used_again() -> None:
+    with bound() as sockets, peer_socket("127.0.0.1") as other:
+        other.sendto(b"hello", ("127.0.0.2", sockets.port))
+        source = receive(sockets)[0].source
+        sockets._dead_sources.add(source)
+        sockets._sources.clear()
+        sockets._controls.clear()
+        sockets.send(b"x", 1, endpoint_of(other), source, 0)
+        assert other.recvfrom(10)[1][0] == "127.0.0.1"
+
+        other.sendto(b"hello", ("127.0.0.2", sockets.port))
+        source = receive(sockets)[0].source
+        sockets.send(b"x", 1, endpoint_of(other), source, 0)
+
+        assert other.recvfrom(10)[1][0] == "127.0.0.2"
+
+
+def test_a_source_of_the_other_family_is_not_used(host: str) -> None:
+    with bound() as sockets, peer_socket(host) as other:
+        wrong = bytes(12) if host == "::1" else bytes(20)
+
+        assert sockets.send(b"x", 1, endpoint_of(other), wrong, 0)
+
+        assert other.recvfrom(10)[0] == b"x"
+
+
+def test_a_remembered_source_is_not_tied_to_the_interface_it_was_met_at() -> None:
+    with bound() as sockets, peer_socket("127.0.0.1") as other:
+        other.sendto(b"hello", ("127.0.0.1", sockets.port))
+        index, spec_dst, destination = struct.unpack("=I4s4s", receive(sockets)[0].source)
+
+    assert (index, socket.inet_ntoa(spec_dst), destination) == (0, "127.0.0.1", bytes(4))
+
+
+def test_only_a_link_local_source_keeps_its_interface() -> None:
+    sockets = Sockets()
+
+    for address, kept in (("fe80::1", 7), ("febf::1", 7), ("fec0::1", 0), ("2001:db8::1", 0), ("::1", 0)):
+        packed = socket.inet_pton(socket.AF_INET6, address)
+        assert sockets._source(struct.pack("=16sI", packed, 7)) == struct.pack("=16sI", packed, kept)
+
+
+# -- errors of others -----------------------------------------------------------------------------------------------
+
+
+def test_a_closed_port_is_survived(host: str) -> None:
+    """With errors reported (they are to whoever asks), a send fails for what an earlier one met."""
+    with bound() as sockets, bound() as other, peer_socket(host) as closed:
+        nobody = endpoint_of(closed)
+        closed.close()
+        for sock in sockets:
+            if sock.family == family_of(host):
+                sock.setsockopt(
+                    *((socket.IPPROTO_IP, IP_RECVERR) if host == "127.0.0.1" else (socket.IPPROTO_IPV6, 25)),
+                    1,
+                )
+
+        for _ in range(4):
+            sockets.send(b"to nobody", 9, nobody, b"", 0)
+            assert sockets.send(b"to you", 6, Endpoint(host, other.port), b"", 0)
+
+        assert [one.data for one in receive(other, 4)] == [b"to you"] * 4
+        assert sockets.send_errors == 0
+
+
+def test_an_error_of_an_earlier_send_does_not_stop_receiving(host: str) -> None:
+    with bound() as sockets, bound() as other, peer_socket(host) as closed:
+        nobody = endpoint_of(closed)
+        closed.close()
+        sockets.send(b"to nobody", 9, nobody, b"", 0)
+        other.send(b"to you", 6, Endpoint(host, sockets.port), b"", 0)
+
+        assert receive(sockets)[0].data == b"to you"
+
+
+def test_a_datagram_longer_than_the_buffer_is_told() -> None:
+    with bound(coalescing=False) as sockets, peer_socket("127.0.0.1") as other:
+        other.sendto(bytes(100), ("127.0.0.1", sockets.port))
+        readable, _, _ = select.select(list(sockets), [], [], PATIENCE)
+
+        assert not sockets.receive(readable[0], memoryview(bytearray(50)), Received())
+
+
+def test_receiving_from_an_empty_socket_blocks_nobody() -> None:
+    with bound() as sockets:
+        for sock in sockets:
+            with pytest.raises(BlockingIOError):
+                sockets.receive(sock, memoryview(bytearray(50)), Received())
+
+
+# -- binding --------------------------------------------------------------------------------------------------------
+
+
+def test_port_0_is_one_free_port_for_both_families() -> None:
+    with bound() as sockets:
+        assert {sock.getsockname()[1] for sock in sockets} == {sockets.port}
+        assert sockets.port > 0
+        assert sockets.is_bound
+        assert {sock.family for sock in sockets} == ({socket.AF_INET, socket.AF_INET6} if has_ipv6() else {socket.AF_INET})
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_port_in_use_in_either_family_leaves_everything_as_it_was(family: socket.AddressFamily) -> None:
+    if family == socket.AF_INET6 and not has_ipv6():
+        pytest.skip("no IPv6 here")
+    with bound() as sockets, socket.socket(family, socket.SOCK_DGRAM) as taken, peer_socket("127.0.0.1") as other:
+        if family == socket.AF_INET6:
+            taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        taken.bind(("", 0))
+        port, before = sockets.port, list(sockets)
+
+        with pytest.raises(OSError) as raised:
+            sockets.bind(taken.getsockname()[1], 0)
+
+        assert raised.value.errno == errno.EADDRINUSE
+        assert (sockets.port, list(sockets)) == (port, before)
+        other.sendto(b"still here", ("127.0.0.1", port))
+        assert receive(sockets)[0].data == b"still here"
+
+
+def test_another_port_takes_the_place_of_the_old_one() -> None:
+    with bound() as sockets, peer_socket("127.0.0.1") as other:
+        old = sockets.port
+
+        sockets.bind(0, 0)
+
+        assert sockets.port != old
+        other.sendto(b"hello", ("127.0.0.1", sockets.port))
+        assert receive(sockets)[0].data == b"hello"
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
+            again.bind(("", old))  # it is free
+
+
+def test_closed_sockets_are_no_sockets() -> None:
+    with bound() as sockets:
+        sockets.close()
+
+        assert (list(sockets), sockets.port, sockets.is_bound) == ([], 0, False)
+        assert not sockets.send(b"x", 1, Endpoint("127.0.0.1", 9), b"", 0)
+
+
+def test_a_mark_is_set_on_both_sockets_and_taken_off() -> None:
+    with bound() as sockets:
+        try:
+            sockets.set_fwmark(0x1234)
+        except PermissionError:
+            pytest.skip("needs CAP_NET_ADMIN")
+        assert {sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) for sock in sockets} == {0x1234}
+
+        sockets.bind(0, 0x77)
+        assert {sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) for sock in sockets} == {0x77}
+        sockets.set_fwmark(0)
+
+        assert {sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) for sock in sockets} == {0}
+
+
+def test_many_peers_do_not_make_the_memory_grow() -> None:
+    sockets = Sockets()
+
+    for number in range(10_000):
+        sockets._endpoint((f"10.0.{number >> 8}.{number & 255}", 1))
+        sockets._source(struct.pack("=I4s4s", 1, number.to_bytes(4), bytes(4)))
+        sockets._control(socket.AF_INET, struct.pack("=I4s4s", 0, number.to_bytes(4), bytes(4)), 0, 0)
+
+    assert len(sockets._endpoints) <= 4096
+    assert len(sockets._sources) <= 4096
+    assert len(sockets._controls) <= 4096
+
+
+def test_the_kind_of_control_message_that_a_source_is() -> None:
+    """What receive gives as a source, send gives to the kernel as it is."""
+    with bound() as sockets, peer_socket("127.0.0.1") as other:
+        other.sendto(b"hello", ("127.0.0.2", sockets.port))
+        source = receive(sockets)[0].source
+
+        assert sockets._control(socket.AF_INET, source, 0, 0) == [(socket.IPPROTO_IP, IP_PKTINFO, source)]
