@@ -229,6 +229,9 @@ class Agent:
         """What has come of the family; None if it rests."""
         rest = await self._in_thread(member.instance.rest, cluster)
         if rest is None:
+            names = {other.instance.interface(cluster) for other in self._members if other is not member}
+            if (name := member.instance.interface(cluster)) in names:
+                raise InstanceError(f"{name} would be the interface of IPv4 and IPv6 at once: give each a name of its own")
             return await self._in_thread(member.instance.reconcile, cluster)
         member.say(logging.INFO if rest.is_expected else logging.WARNING, f"not part of the mesh: {rest.reason}")
         if not rest.keeps_key:

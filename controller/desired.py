@@ -44,8 +44,9 @@ class Numbers:
     rule_priority: int | None = None
 
     def interface_name(self, felix_name: str) -> str:
-        """Felix's name with a ``u`` for userspace, as long as 15 characters hold it."""
-        return self.interface or felix_name[: _LONGEST_INTERFACE_NAME - 1] + "u"
+        """Felix's name with a ``u`` for userspace, cut so that 15 characters hold it; never Felix's name itself."""
+        base = felix_name[: _LONGEST_INTERFACE_NAME - 1]
+        return self.interface or (base + "u" if base + "u" != felix_name else base + "v")
 
 
 DEFAULT_NUMBERS = {Family.IPV4: Numbers(table=5182), Family.IPV6: Numbers(table=5183)}

@@ -74,17 +74,18 @@ class Instance:
         self._undo: Callable[[], None] | None = None
         self._said: dict[str, str] = {}
 
+    def interface(self, cluster: Cluster) -> str:
+        """The name our interface is to have."""
+        return self._numbers.interface_name(cluster.felix.of(self.family).interface)
+
     def rest(self, cluster: Cluster) -> Rest | None:
         """Why this family is not to be part of the mesh now, None if it is to be."""
         configuration = cluster.felix.of(self.family)
-        interface = self._numbers.interface_name(configuration.interface)
         self.links = frozenset({configuration.interface})
         if not configuration.enabled:
             return Rest("not enabled in FelixConfiguration", is_expected=True)
         if cluster.nodes[self._node].of(self.family).address is None:
             return Rest(f"this node has no {self.family} address")
-        if interface == configuration.interface:
-            return Rest(f"the interface would have the name of Felix's own, {interface}: choose another with --interface")
         felix = self._kernel.find_link(configuration.interface)
         if felix is not None and felix.kind == FELIX_LINK_KIND:
             return Rest(f"Felix has WireGuard itself here, on {configuration.interface}", keeps_key=True)
@@ -94,7 +95,9 @@ class Instance:
         """Bring everything to where it ought to be. Raises InstanceError, and whatever its parts raise."""
         identity = self._identity()
         assigned = self._files.assigned(self.family)
-        wanted = self._numbers.interface_name(cluster.felix.of(self.family).interface)
+        wanted = self.interface(cluster)
+        if wanted == cluster.felix.of(self.family).interface:
+            raise InstanceError(f"{wanted} is the name of Felix's own interface, which Felix deletes: choose another")
         place = self._place(cluster, wanted)
         desired = self._desired(cluster, identity, place)
         found = self._find_data_plane(place)
@@ -118,8 +121,7 @@ class Instance:
 
     def disable(self, cluster: Cluster) -> None:
         """Take everything back but the interface itself, which is left down."""
-        interface = self._numbers.interface_name(cluster.felix.of(self.family).interface)
-        names = {interface, self._files.assigned(self.family).interface or interface}
+        names = {self.interface(cluster), self._current_place(cluster).interface}
         for name in sorted(names):
             self._disable(Place(self.family, name, self._numbers.table))
 
@@ -161,8 +163,8 @@ class Instance:
         return Place(self.family, interface, self._numbers.table, underlay)
 
     def _current_place(self, cluster: Cluster) -> Place:
-        interface = self._numbers.interface_name(cluster.felix.of(self.family).interface)
-        return Place(self.family, self._files.assigned(self.family).interface or interface, self._numbers.table)
+        interface = self._files.assigned(self.family).interface or self.interface(cluster)
+        return Place(self.family, interface, self._numbers.table)
 
     def _desired(self, cluster: Cluster, identity: Identity, place: Place) -> State:
         mtu = place.underlay.mtu if place.underlay else None

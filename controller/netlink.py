@@ -27,7 +27,7 @@ from controller.state import InterfaceAddress, Link, Route, RouteKind, Rule
 # Numbers of linux/if.h, if_link.h, rtnetlink.h, fib_rules.h.
 IFF_UP = 1
 RTN_UNICAST, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT, RTN_THROW = 1, 6, 7, 8, 9
-RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_NOWHERE = 0, 253, 255
 RTPROT_BOOT = 3
 FIB_RULE_INVERT, FR_ACT_TO_TBL, NO_SUPPRESSION = 2, 1, 0xFFFFFFFF
 RTM_NEWLINK, RTM_DELLINK, RTM_SETLINK = 16, 17, 19
@@ -181,7 +181,7 @@ class Kernel:
 
     def remove_route(self, table: int, route: Route) -> None:
         with _refusals(f"remove the route {route.kind.value} {route.prefix}", tolerated=_GONE):
-            self._netlink.route("del", **_route(table, route))
+            self._netlink.route("del", **_route(table, route), scope=RT_SCOPE_NOWHERE)  # which here means: of any scope
 
     def add_rule(self, table: int, family: Family, rule: Rule) -> None:
         with _refusals(f"add the rule of priority {rule.priority}", tolerated=(errno.EEXIST,)):

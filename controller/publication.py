@@ -16,6 +16,9 @@ from math import inf
 RELEASE_SECONDS = 0.25
 """How long a cleared key stays away if the allocator does not show, by releasing the address, that it has taken notice."""
 
+ECHO_SECONDS = 1.0
+"""How long what we have written may take until the source shows it to us."""
+
 ADDRESS_SECONDS = 5.0
 """How long a key that was published again may go without an address before it is taken back and published once more."""
 
@@ -39,6 +42,7 @@ class Publication:
     """
 
     wake_at: float = inf
+    _asked_at: float = -inf
     _was_published: bool = False
     _cleared_at: float | None = None
     _address_due: float | None = None
@@ -49,9 +53,14 @@ class Publication:
         self.wake_at = inf
         if stored == own:
             return self._published(has_address, now)
-        if stored is None and (has_address or self._was_published):
-            return self._cleared(has_address, now)
-        return Action.PUBLISH
+        if now < self._asked_at + ECHO_SECONDS:
+            self.wake_at = self._asked_at + ECHO_SECONDS
+            return Action.KEEP
+        is_cleared = stored is None and (has_address or self._was_published)
+        action = self._cleared(has_address, now) if is_cleared else Action.PUBLISH
+        if action is Action.PUBLISH:
+            self._asked_at = now
+        return action
 
     def _cleared(self, has_address: bool, now: float) -> Action:
         if self._cleared_at is None:
@@ -63,7 +72,7 @@ class Publication:
         return Action.PUBLISH
 
     def _published(self, has_address: bool, now: float) -> Action:
-        self._was_published, self._cleared_at = True, None
+        self._was_published, self._cleared_at, self._asked_at = True, None, -inf
         if has_address or self._address_due is None:
             self._address_due, self._has_tried_again = None, False
             return Action.KEEP

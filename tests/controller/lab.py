@@ -49,6 +49,7 @@ class Node:
 
     lab: "Lab"
     number: int
+    started: list["subprocess.Popen[bytes]"] = field(default_factory=list)
     agents: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     @property
@@ -77,8 +78,11 @@ class Node:
         return done.stdout
 
     def start(self, *words: str, output: Path | None = None) -> "subprocess.Popen[bytes]":
+        """Start something that runs until the lab is closed, or is ended before."""
         with open(output or os.devnull, "ab") as stream:
-            return subprocess.Popen(self.command(*words), stdout=stream, stderr=stream, cwd=ROOT)
+            process = subprocess.Popen(self.command(*words), stdout=stream, stderr=stream, cwd=ROOT)
+        self.started.append(process)
+        return process
 
     # The agent
 
@@ -162,7 +166,8 @@ class Node:
         """All that an agent could change, as text."""
         commands = [f"ip -{version} {what}" for version in (4, 6) for what in ("addr", "rule", "route show table all")]
         commands += ["ip link", "wg showconf " + WG4 + " || true", "nft list ruleset"]
-        return "\n".join(sorted(self.run("sh", "-c", " && ".join(f"({command})" for command in commands)).splitlines()))
+        printed = self.run("sh", "-c", " && ".join(f"({command})" for command in commands))
+        return "\n".join(sorted(printed.replace(" tentative", "").splitlines()))
 
     def ping(self, address: str, *options: str) -> bool:
         return (
@@ -226,10 +231,11 @@ class Lab:
         ip("-n", node_namespace, "link", "add", f"cali{number}", "type", "veth", "peer", "name", "eth0", "netns", name)
         script = f"ip addr add 10.42.{number}.{host}/32 dev eth0; ip link set lo up; ip link set eth0 up"
         subprocess.run(["ip", "netns", "exec", name, "sh", "-ec", script], check=True)
-        self.nodes[number].run("sysctl", "-qw", f"net.ipv4.conf.cali{number}.proxy_arp=1")
-        ip("-n", node_namespace, "link", "set", f"cali{number}", "up")
+        mac = "ee:ee:ee:ee:ee:ee"
+        ip("-n", node_namespace, "link", "set", f"cali{number}", "up", "address", mac)
         ip("-n", node_namespace, "route", "add", f"10.42.{number}.{host}/32", "dev", f"cali{number}")
         ip("-n", name, "route", "add", "169.254.1.1", "dev", "eth0", "scope", "link")
+        ip("-n", name, "neigh", "add", "169.254.1.1", "lladdr", mac, "dev", "eth0", "nud", "permanent")
         ip("-n", name, "route", "add", "default", "via", "169.254.1.1", "dev", "eth0")
         return name
 
@@ -288,8 +294,8 @@ class Lab:
             for pid in each.processes(""):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            for agent in each.agents:
-                agent.wait(10)
+            for process in each.started:
+                process.wait(10)
         for namespace in (*self.pods, *(each.namespace for each in self.nodes.values()), self.underlay):
             subprocess.run(["ip", "netns", "del", namespace], stderr=subprocess.DEVNULL, check=False)
 

@@ -389,7 +389,10 @@ def test_a_port_in_use_is_one_line_and_nothing_is_left(lab: Lab) -> None:
             "cluster/felix.yaml:8: FelixConfiguration default: spec.wireguardListeningPort: not a number from 1 to 65535: 'abc'",
         ),
         (lambda lab: (lab.directory.path / "n1.yaml").unlink(), "there is no node 'n1' in the cluster, only none at all"),
-        (lambda lab: lab.felix(wireguardInterfaceName="wireguard.caliu"), "--interface"),
+        (
+            lambda lab: lab.felix(wireguardInterfaceName="x", wireguardInterfaceNameV6="x"),
+            "xu would be the interface of IPv4 and",
+        ),
     ],
 )
 def test_a_cluster_that_cannot_be_meant_is_one_line_and_nothing_is_done(lab: Lab, breaking: object, complaint: str) -> None:

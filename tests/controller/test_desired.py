@@ -198,7 +198,12 @@ def test_configured_numbers_win_over_derived_ones() -> None:
 
 @pytest.mark.parametrize(
     ("felix_name", "ours"),
-    [("wireguard.cali", "wireguard.caliu"), ("wg-v6.cali", "wg-v6.caliu"), ("fifteen-letters", "fifteen-letteru")],
+    [
+        ("wireguard.cali", "wireguard.caliu"),
+        ("wg-v6.cali", "wg-v6.caliu"),
+        ("fifteen-letters", "fifteen-letteru"),
+        ("wireguard.caliu", "wireguard.caliv"),
+    ],
 )
 def test_the_interface_is_felixs_name_with_a_u(felix_name: str, ours: str) -> None:
     assert Numbers(table=5182).interface_name(felix_name) == ours

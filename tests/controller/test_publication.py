@@ -6,7 +6,7 @@ from math import inf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.publication import ADDRESS_SECONDS, RELEASE_SECONDS, Action, Publication
+from controller.publication import ADDRESS_SECONDS, ECHO_SECONDS, RELEASE_SECONDS, Action, Publication
 
 KEY, OTHER = bytes([1]) * 32, bytes([2]) * 32
 
@@ -19,6 +19,15 @@ def published(publication: Publication, now: float = 0.0) -> Publication:
 
 def test_the_first_key_is_published_at_once() -> None:
     assert Publication().decide(None, KEY, False, 0.0) is Action.PUBLISH
+
+
+def test_a_key_just_published_is_given_time_to_show() -> None:
+    publication = Publication()
+    publication.decide(None, KEY, False, 0.0)
+
+    assert publication.decide(None, KEY, False, 0.1) is Action.KEEP
+    assert publication.wake_at == ECHO_SECONDS
+    assert publication.decide(None, KEY, False, 1.0) is Action.PUBLISH
 
 
 def test_somebody_elses_key_is_replaced_at_once() -> None:

@@ -8,6 +8,7 @@ from controller.demo.topology import Address
 from tests.e2e.lab import FAMILIES, PORT, End, Tunnel, ping, spare_address
 from tests.e2e.wire import INITIATION, RESPONSE, TRANSPORT, messages
 from wgpy.config import Endpoint, SetDevice, SetPeer
+from wgpy.wgconf import format_key
 
 PAIRS = [("wgpy", "wgpy"), ("wgpy", "wireguard-go"), ("wireguard-go", "wgpy")]
 DEFAULT_ROUTE = {4: "0.0.0.0/0 via 10.77.0.254", 6: "::/0 via fd77::ffff:ffff:ffff:fffe"}
@@ -99,3 +100,25 @@ def test_an_address_that_is_gone_is_not_answered_from(tunnel: Tunnel) -> None:
 
     sources = {one.source for one in messages(capture.frames, INITIATION, RESPONSE, TRANSPORT)}
     assert sources == {first.node.address(tunnel.outer), moved}
+
+
+@pytest.mark.skipif(6 not in FAMILIES, reason="this kernel has no IPv6")
+@pytest.mark.parametrize("kinds", PAIRS, ids=":".join)
+def test_nodes_speak_between_link_local_addresses(standing: Callable[..., Tunnel], kinds: tuple[str, str], need_wg: None) -> None:
+    """Whose zone every node has its own number for."""
+    tunnel = standing(kinds, FAMILIES[-1])
+    for end, other in tunnel.directions():
+        address = f"[{link_local_address(other)}%eth0]:{PORT}"
+        end.node.run(["wg", "set", "wg0", "peer", format_key(other.public_key), "endpoint", address])
+
+    assert ping(tunnel.ends[0].pod, tunnel.ends[1].pod.address(4)) == 3
+
+    for end, other in tunnel.directions():
+        shown = end.node.run(["wg", "show", "wg0", "endpoints"]).stdout
+        assert shown == f"{format_key(other.public_key)}\t[{link_local_address(other)}%eth0]:{PORT}\n"
+
+
+def link_local_address(end: End) -> str:
+    """That of the node's interface on the underlay."""
+    (line,) = end.node.run(["ip", "-6", "-o", "addr", "show", "dev", "eth0", "scope", "link"]).stdout.splitlines()
+    return line.split()[3].partition("/")[0]

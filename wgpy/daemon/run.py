@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # numpy's linear algebra would start a thread for each core, which nobody here needs and which wakes up.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -37,6 +38,9 @@ from wgpy.core.device import Device
 from wgpy.daemon.pump import Pump, boottime
 from wgpy.daemon.uapi_server import DIRECTORY, Deletion, SocketInUse, UapiServer, listen
 from wgpy.daemon.udp import Sockets
+
+if TYPE_CHECKING:
+    from wgpy.daemon.metrics import MetricsServer
 
 log = logging.getLogger("wgpy")
 
@@ -59,10 +63,13 @@ class Process:
         self._state = state
         self._metrics_address = metrics
         self._stopped = asyncio.Event()
+        self._metrics: MetricsServer | None = None
         self._greeting: asyncio.Task[None] | None = None
         self._is_restored = False
         self._sockets = Sockets()
         self._pump = Pump(tun, self._sockets, self._stop)
+        self._socket_file = Path(listener.getsockname())
+        self._deletion = Deletion(self._socket_file)
         self._link = LinkMonitor(tun.fileno())
         link = self._link.state()
         self.device = Device(
@@ -75,8 +82,6 @@ class Process:
         self.device.inbound.coalescer.tso = tun.offloads.tcp_gro
         self.device.inbound.coalescer.uso = tun.offloads.udp_gro
         self._uapi = UapiServer(listener, self._snapshot, self._apply)
-        self._socket_file = Path(listener.getsockname())
-        self._deletion = Deletion(self._socket_file)
 
     async def start(self) -> None:
         """Restore the state, follow the link, answer UAPI. Raises SetupError, and leaves nothing behind then."""
@@ -105,6 +110,7 @@ class Process:
             await server.start()
         except OSError as error:
             raise SetupError(f"metrics cannot be served on {self._metrics_address}: {error.strerror}; choose another") from None
+        self._metrics = server
 
     async def run(self) -> None:
         """Work until the interface or the socket file is deleted, or a signal says so."""
@@ -126,6 +132,8 @@ class Process:
         self.device.down()
         with contextlib.suppress(AttributeError):
             await self._uapi.stop()
+        if self._metrics is not None:
+            await self._metrics.stop()
         if not self._deletion.happened():
             self._socket_file.unlink()  # by its name: the server has closed the socket already
         self._deletion.close()
@@ -296,13 +304,18 @@ def write_private(path: Path, text: str) -> None:
 async def _serve(name: str, *, state: Path | None, metrics: str | None, persist: bool, ready: Callable[[], None]) -> None:
     """Set up interface ``name``, call ``ready``, and work until told to end. Raises SetupError with everything undone."""
     listener = _listener(name)
-    try:
-        tun = _tun(name)
-    except TunError as error:
-        os.unlink(listener.getsockname())
-        listener.close()
-        raise SetupError(str(error)) from None
-    process = Process(tun, listener, state, metrics)
+    with contextlib.ExitStack() as undo:
+        undo.callback(listener.close)
+        undo.callback(os.unlink, listener.getsockname())
+        try:
+            tun = _tun(name)
+            undo.callback(tun.close)
+            process = Process(tun, listener, state, metrics)
+        except TunError as error:
+            raise SetupError(str(error)) from None
+        except OSError as error:
+            raise SetupError(f"{name} cannot be watched: {error.strerror}") from None
+        undo.pop_all()  # the process sees to it from here on
     await process.start()
     if persist:
         try:

@@ -1,14 +1,17 @@
-"""Keeps several data-plane processes alive, one for each interface: a crash of one is no business of the others."""
+"""Keeps several data-plane processes alive, one for each interface: a crash of one is no business of the others.
+
+How to think about it: signals are blocked, and waiting for one of them, or for the moment when a child is to be started again, is
+all that happens. So nothing can come in between, and nobody waits for anybody else's pause.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import logging
-import os
 import signal
 import subprocess
 import time
-from types import FrameType
+from math import inf
 
 log = logging.getLogger(__name__)
 
@@ -18,31 +21,50 @@ SETUP_FAILED = 1
 SHORTEST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
 STEADY_AFTER = 60.0
-"""Seconds: who lived as long is started again at once, without a longer pause."""
+"""Seconds: the pause of who lived as long is the shortest again."""
 
 PR_SET_PDEATHSIG = 1
 
+_END = (signal.SIGTERM, signal.SIGINT)
+_WAITED_FOR = (*_END, signal.SIGCHLD)
+
+_libc = ctypes.CDLL(None)
+
 
 class _Child:
+    """``start_at`` is when it is to be started again; infinity while it runs or is to stay away."""
+
     def __init__(self, command: list[str]) -> None:
         self.command = command
         self.pause = SHORTEST_PAUSE
         self.start()
 
     def start(self) -> None:
+        self.start_at = inf
         self.started = time.monotonic()
-        self.process = subprocess.Popen(self.command, preexec_fn=_die_with_parent)
+        self.process = subprocess.Popen(self.command, preexec_fn=_become_child)
+
+    def ended(self) -> int | None:
+        """Its exit status if it has ended and nobody has asked yet."""
+        return self.process.poll() if self.process.returncode is None else None
+
+    def restart_later(self, status: int) -> None:
+        now = time.monotonic()
+        if now - self.started > STEADY_AFTER:
+            self.pause = SHORTEST_PAUSE
+        log.warning("%s ended with status %d: starting it again in %.1f s", " ".join(self.command), status, self.pause)
+        self.start_at = now + self.pause
+        self.pause = min(2 * self.pause, LONGEST_PAUSE)
 
     @property
     def has_been_up(self) -> bool:
         return time.monotonic() - self.started > STEADY_AFTER or self.pause > SHORTEST_PAUSE
 
 
-def _die_with_parent() -> None:
+def _become_child() -> None:
     """A supervisor that is killed must not leave processes that nobody watches."""
-    import ctypes
-
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAITED_FOR)
 
 
 def supervise(commands: list[list[str]]) -> int:
@@ -50,37 +72,25 @@ def supervise(commands: list[list[str]]) -> int:
 
     A command that cannot be set up when it is first run ends them all with its status: its one line has said why.
     """
-    stopping = False
-    children: list[_Child] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal stopping
-        stopping = True
-        for child in children:
-            with contextlib.suppress(ProcessLookupError):
-                child.process.send_signal(signal.SIGTERM)
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    children += [_Child(command) for command in commands]
+    signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
+    children = [_Child(command) for command in commands]
     status = 0
-    while alive := [child for child in children if child.process.returncode is None]:
-        pid, raw = os.waitpid(-1, 0)
-        code = os.waitstatus_to_exitcode(raw)
-        child = next((child for child in alive if child.process.pid == pid), None)
-        if child is None:
-            continue
-        child.process.returncode = code
+    stopping = False
+    while any(child.process.returncode is None or child.start_at < inf for child in children):
+        pause = min(child.start_at for child in children) - time.monotonic()
+        received = signal.sigwaitinfo(_WAITED_FOR) if pause == inf else signal.sigtimedwait(_WAITED_FOR, max(0.0, pause))
+        if received is not None and received.si_signo in _END:
+            stopping = True
+        for child in children:
+            ended = child.ended()
+            if ended == SETUP_FAILED and not child.has_been_up and not stopping:
+                status, stopping = ended, True
+            elif ended is not None and not stopping:
+                child.restart_later(ended)
+            elif child.start_at <= time.monotonic() and not stopping:
+                child.start()
         if stopping:
-            continue
-        if code == SETUP_FAILED and not child.has_been_up:
-            status = code
-            stop(signal.SIGTERM, None)
-            continue
-        log.warning("%s ended with status %d: starting it again in %.1f s", " ".join(child.command), code, child.pause)
-        time.sleep(child.pause)
-        lived = time.monotonic() - child.started
-        child.pause = SHORTEST_PAUSE if lived > STEADY_AFTER else min(2 * child.pause, LONGEST_PAUSE)
-        if not stopping:
-            child.start()
+            for child in children:
+                child.start_at = inf
+                child.process.send_signal(signal.SIGTERM)
     return status

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from noise.constants import REJECT_AFTER_MESSAGES
 from tests.sim import Host, Sim, Train, packet
 from tests.tun.packets import ACK, CWR, FIN, PSH, Stream
+from wgpy.config import Endpoint
 
 HEADER = Struct("<IIQ")
 VIRTIO = Struct("=BBHHHH")
@@ -493,6 +494,71 @@ def test_a_message_count_of_2_to_the_60_rekeys() -> None:
     sim["B"].send_packet(packet("10.0.0.2", "10.0.0.1"))
 
     assert [(entry.sender, entry.kind) for entry in sim.log] == [("B", "data"), ("B", "initiation")]
+
+
+# -- loops ----------------------------------------------------------------------------------------------------------
+
+
+def outer(sim: Sim, datagram: bytes, is_v4: bool) -> bytes:
+    """The packet in which a datagram to B leaves A, should its way lead back into the interface."""
+    to = ip_address(sim["B"].endpoint.host).packed
+    return replace(
+        stream(sim["A"], sim["B"], is_v4=is_v4, is_tcp=False, destination=to), payload=datagram, size=len(datagram)
+    ).packets()[0]
+
+
+def looping(is_v4: bool) -> Sim:
+    """A and B with a session; what is for B's endpoint is routed to B, through the tunnel."""
+    sim = Sim("A", "B")
+    sim["B"].endpoint = Endpoint("198.51.100.1" if is_v4 else "2001:db8::1", 51820)
+    sim["A"].peer(sim["B"], allowed_ips=(ip_network("0.0.0.0/0"), ip_network("::/0")))
+    sim["B"].peer(sim["A"])
+    sim.connect("A", "B")
+    return sim
+
+
+@pytest.mark.parametrize("is_v4", [True, False])
+def test_our_own_datagram_is_not_sealed_again(is_v4: bool) -> None:
+    sim = looping(is_v4)
+    sim["A"].send_packet(packet("10.0.0.1", "10.0.0.2"))
+    datagram = sim.log[-1].datagram
+
+    sim["A"].send_packet(outer(sim, datagram, is_v4))
+
+    assert sim["A"].drops() == {"loop": 1}
+    assert len(sim.sent("A")) == 1
+
+
+@pytest.mark.parametrize("is_v4", [True, False])
+def test_a_train_of_our_own_is_not_sealed_again(is_v4: bool) -> None:
+    """It comes back as one superpacket, for that is how it left."""
+    sim = looping(is_v4)
+    for _ in range(10):
+        sim["A"].read(packet("10.0.0.1", "10.0.0.2"))
+    sim["A"].device.outbound.flush(sim.now)
+    train = sim["A"].trains[-1]
+    to = ip_address(sim["B"].endpoint.host).packed
+    flow = stream(sim["A"], sim["B"], is_v4=is_v4, is_tcp=False, destination=to, payload=train.datagrams, size=train.segment)
+
+    sim["A"].send_packet(*reversed(flow.superpacket()))
+
+    assert sim["A"].drops() == {"loop": 1}
+
+
+@pytest.mark.parametrize("is_v4", [True, False])
+def test_whoever_else_speaks_to_the_address_of_an_endpoint_through_the_tunnel_may(is_v4: bool) -> None:
+    sim = looping(is_v4)
+    sim["A"].send_packet(packet("10.0.0.1", "10.0.0.2"))
+    looped = outer(sim, sim.log[-1].datagram, is_v4)
+    sim["A"].send_packet(looped)
+    others = [outer(sim, payload, is_v4) for payload in (b"", b"\4\0\0\0", b"\4\0\0\0\1\2\3\4 and so on", bytes(300))]
+    sim["A"].trains.clear()
+
+    for other in others:  # each stands where the datagram that went round stood
+        sim["A"].send_packet(other)
+
+    assert sealed_for(sim["A"], sim["B"]) == with_padding(others, 1420)
+    assert sim["A"].drops() == {"loop": 1}
 
 
 # -- routing --------------------------------------------------------------------------------------------------------

@@ -7,8 +7,7 @@ import os
 import select
 import socket
 import stat
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -22,13 +21,6 @@ from wgpy.uapi import format_get
 PATIENCE = 10.0
 KEY = bytes(range(32)).hex()
 PEER = f"public_key={KEY}\n"
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    """A short path: a socket's may have 108 bytes."""
-    with tempfile.TemporaryDirectory(prefix="wgpy") as name:
-        yield Path(name) / "wireguard"
 
 
 class Served:
