@@ -119,13 +119,15 @@ def wait_for_socket(end: End) -> None:
     raise SystemExit(f"{end.kind} does not answer on its UAPI socket: {log}")
 
 
-def measure(pair: Pair, seconds: float, streams: int, *, udp_length: int = 0) -> None:
+def measure(pair: Pair, seconds: float, streams: int, congestion: str = "", *, udp_length: int = 0) -> None:
     """One round of one pair: iperf3 from the first pod to the second."""
     sender, receiver = pair.ends
     server = receiver.pod.start(["iperf3", "-s", "-1", "--forceflush"], subprocess.DEVNULL)
     time.sleep(0.3)
     before = [end.cpu_seconds() for end in pair.ends]
     arguments = ["iperf3", "-J", "-c", str(receiver.pod.addresses[0]), "-t", str(seconds), "-P", str(streams)]
+    if congestion and not udp_length:
+        arguments += ["-C", congestion]
     if udp_length:
         arguments += ["-u", "-b", "0", "-l", str(udp_length)]
     result = json.loads(sender.pod.run(arguments, timeout=seconds + 20).stdout)
@@ -150,6 +152,10 @@ def report(pairs: Sequence[Pair]) -> None:
         )
 
 
+def default_congestion() -> str:
+    return Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.seam", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -160,6 +166,7 @@ def main() -> int:
     parser.add_argument(
         "--udp", type=int, default=0, metavar="BYTES", help="flood with UDP packets of so many bytes instead of TCP"
     )
+    parser.add_argument("--congestion", default=default_congestion(), help="TCP's congestion control (default: this machine's)")
     parser.add_argument("--mtu", type=int, default=1420)
     parser.add_argument("--pairs", default="wgpy:wgpy,wireguard-go:wireguard-go")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
@@ -167,7 +174,8 @@ def main() -> int:
     load = os.getloadavg()[0]
     note = "  BUSY: these figures mean nothing" if load > BUSY_LOAD else ""
     print(f"load average {load:.2f}{note}")
-    print(f"{os.cpu_count()} cores; MTU {arguments.mtu}; {arguments.rounds} rounds of {arguments.seconds:g} s")
+    what = f"UDP of {arguments.udp} bytes" if arguments.udp else f"TCP ({arguments.congestion}), {arguments.streams} stream(s)"
+    print(f"{os.cpu_count()} cores; {what}; MTU {arguments.mtu}; {arguments.rounds} rounds of {arguments.seconds:g} s")
     with Topology.create() as topology:
         pairs = []
         for number, name in enumerate(arguments.pairs.split(",")):
@@ -175,7 +183,7 @@ def main() -> int:
             pairs.append(Pair(name, lay(topology, number, (first, second), arguments.mtu)))
         for number in range(arguments.rounds):
             for pair in pairs:
-                measure(pair, arguments.seconds, arguments.streams, udp_length=arguments.udp)
+                measure(pair, arguments.seconds, arguments.streams, arguments.congestion, udp_length=arguments.udp)
                 print(f"round {number + 1}: {pair.name}: {pair.gbps[-1]:.2f} Gb/s", file=sys.stderr)
         report(pairs)
         if arguments.json is not None:

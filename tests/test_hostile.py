@@ -1,8 +1,8 @@
 """Whatever the network sends: nothing raises, no session changes, and everything that is thrown away is counted.
 
-The device under test has a session, consumed an initiation and a response in its life, and has two handshakes under way. What it
-is sent is random, or cut off, or a true message of which some bits were flipped: of those that it has had already, and of those
-that it still waits for. In the end the true ones are delivered, and must be welcome.
+The device under test has a session, consumed an initiation and a response in its life, and has two handshakes under
+way. What it is sent is random, or cut off, or a true message of which some bits were flipped: of those that it has had
+already, and of those that it still waits for. In the end the true ones are delivered, and must be welcome.
 """
 
 import random
@@ -102,7 +102,8 @@ def state(device: Device) -> object:
     peers = [
         (
             [
-                keypair and (keypair.local_index, keypair.send_counter, keypair.replay_window.greatest, keypair.replay_window.missing)
+                keypair
+                and (keypair.local_index, keypair.send_counter, keypair.replay_window.greatest, keypair.replay_window.missing)
                 for keypair in (peer.keypairs.previous, peer.keypairs.current, peer.keypairs.next)
             ],
             peer.handshake,
@@ -149,7 +150,7 @@ def hostile_messages(draw: st.DrawFn, templates: list[Template]) -> bytes:
             return flipped(template, draw(st.sets(st.integers(0, template.size * 8 - 1), min_size=1, max_size=5)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_hostile_messages_change_nothing_and_are_counted(data: st.DataObject) -> None:
     target = Target()
@@ -162,7 +163,7 @@ def test_hostile_messages_change_nothing_and_are_counted(data: st.DataObject) ->
     target.must_welcome_the_true_ones()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_hostile_bursts_change_nothing_and_are_counted(data: st.DataObject) -> None:
     """As UDP_GRO delivers them: all of one length, the last may be shorter."""

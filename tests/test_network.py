@@ -191,4 +191,4 @@ def indices_of(peer: Peer) -> list[int]:
 
 
 TestNetwork = Network.TestCase
-TestNetwork.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestNetwork.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)

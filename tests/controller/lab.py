@@ -167,7 +167,7 @@ class Node:
         commands = [f"ip -{version} {what}" for version in (4, 6) for what in ("addr", "rule", "route show table all")]
         commands += ["ip link", "wg showconf " + WG4 + " || true", "nft list ruleset"]
         printed = self.run("sh", "-c", " && ".join(f"({command})" for command in commands))
-        return "\n".join(sorted(printed.replace(" tentative", "").splitlines()))
+        return "\n".join(sorted(printed.splitlines()))
 
     def ping(self, address: str, *options: str) -> bool:
         return (
@@ -204,7 +204,7 @@ class Lab:
         ip("-n", self.underlay, "link", "add", new.name, "type", "veth", "peer", "name", "eth0", "netns", new.namespace)
         ip("-n", self.underlay, "link", "set", new.name, "master", "br0", "up")
         script = f"""
-            sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+            sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv6.conf.eth0.accept_dad=0
             ip link set lo up
             ip addr add 192.0.2.{number}/24 dev eth0
             ip addr add fd00:aa::{number}/64 dev eth0 nodad

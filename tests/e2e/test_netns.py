@@ -62,7 +62,9 @@ def test_stage_9_a_source_that_belongs_to_another_peer_is_dropped_but_the_endpoi
     second.client.set([other])
 
     first.client.set([SetDevice(listen_port=PORT + 3)])
-    assert ping(first.pod, second.pod.address(4), count=2, patience=0.3) == 0
+    with Capture(second.pod.name) as capture:
+        assert ping(first.pod, second.pod.address(4), count=2, patience=0.3) == 0
+    assert ecn_of_packets(capture, first.pod.address(4)) == []
 
     peers = {peer.config.public_key: peer.config for peer in second.client.get().peers}
     assert peers[first.public_key].endpoint == Endpoint(str(first.node.address(4)), PORT + 3)
@@ -162,10 +164,10 @@ def test_congestion_that_is_marked_outside_arrives_inside(standing: Callable[...
                 for inner in (0, 1, 2):
                     assert ping(first.pod, second.pod.address(version), "-Q", str(inner), count=2) == 2
     for version in FAMILIES:
-        assert echo_request_ecn(capture, first.pod.address(version)) == [0, 0, 3, 3, 3, 3]
+        assert ecn_of_packets(capture, first.pod.address(version)) == [0, 0, 3, 3, 3, 3]
 
 
-def echo_request_ecn(capture: Capture, source: Address) -> list[int]:
+def ecn_of_packets(capture: Capture, source: Address) -> list[int]:
     """The ECN bits of the packets from ``source``."""
     packets = [frame.data[14:] for frame in capture.frames]
     if source.version == 4:

@@ -81,13 +81,16 @@ def hosts(tmp_path: Path) -> Iterator[tuple[Topology, Host, Host]]:
 SERVER = {4: ip_interface("10.99.0.1/24"), 6: ip_interface("fd99::1/64")}
 CLIENT = {4: ip_interface("10.99.0.2/24"), 6: ip_interface("fd99::2/64")}
 FAR = {4: ip_interface("10.123.4.5/32"), 6: ip_interface("fd12:3::5/128")}
-"""Behind the server: only a default route leads there."""
+"""Behind the server: only a default route leads there, the one into the tunnel."""
+PUBLIC = ip_interface("198.51.100.1/32")
+"""The server's outer address: only a default route leads there, the one that is *not* into the tunnel."""
 
 
 def test_wg_quick_routes_everything_through_wgpy_and_takes_it_all_back(hosts: tuple[Topology, Host, Host]) -> None:
     """Stage 17 of netns.sh: the client's own encrypted packets must not go into the tunnel again."""
     topology, client, server = hosts
-    server.node.configure(links=["link set lo up", *(f"addr add {FAR[version]} dev lo" for version in FAMILIES)])
+    server.node.configure(links=[f"addr add {PUBLIC} dev lo", *(f"addr add {FAR[version]} dev lo" for version in FAMILIES)])
+    client.node.configure(links=[f"route replace default via {server.node.address(4)} dev eth0"])
     server.write(
         SERVER,
         f"ListenPort = {PORT}",
@@ -97,7 +100,7 @@ def test_wg_quick_routes_everything_through_wgpy_and_takes_it_all_back(hosts: tu
     client.write(
         CLIENT,
         f"[Peer]\nPublicKey = {format_key(public_key(server.private_key))}",
-        f"Endpoint = {server.node.address(4)}:{PORT}",
+        f"Endpoint = {PUBLIC.ip}:{PORT}",
         "AllowedIPs = 0.0.0.0/0" + ", ::/0" * (6 in FAMILIES),
     )
     before = client.state(), server.state()
@@ -114,7 +117,7 @@ def test_wg_quick_routes_everything_through_wgpy_and_takes_it_all_back(hosts: tu
     pairs = [(CLIENT[version].ip, far[version].ip) for version in FAMILIES for far in (SERVER, FAR)]
     assert seen_in_clear(capture.frames, pairs, MARKER) == 0
     assert len(list(messages(capture.frames, TRANSPORT))) >= 204 * len(FAMILIES)
-    assert {one.destination_port for one in datagrams(capture.frames) if one.destination == server.node.address(4)} == {PORT}
+    assert {one.destination_port for one in datagrams(capture.frames) if one.destination == PUBLIC.ip} == {PORT}
 
     for host in (client, server):
         host.wg_quick("down")

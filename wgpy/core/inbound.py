@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from noise.keypair import Keypair
 from noise.transport import unseal
 from tun.offload import ZERO_HEADER, Coalescer, Write
 from wgpy.config import Endpoint
-from wgpy.core.arena import HEADER, MAX_LAYOUTS, OVERHEAD, column
+from wgpy.core.arena import HEADER, MAX_LAYOUTS, MAX_SEGMENTS, OVERHEAD, column
 from wgpy.core.drops import Drop
 from wgpy.core.peer import Peer
 
@@ -54,12 +54,14 @@ class _Layout:
         "packets",
         "rows",
         "sealed",
+        "segment",
         "versions",
     )
 
     def __init__(self, datagram: int, rows: int, datagrams: bytearray, packets: bytearray) -> None:
         padded = datagram - OVERHEAD
         view, plain = memoryview(datagrams), memoryview(packets)
+        self.segment = datagram
         self.rows = rows
         self.sealed = [view[i * datagram + HEADER : (i + 1) * datagram] for i in range(rows)]
         self.packets = [plain[i * padded : (i + 1) * padded] for i in range(rows)]
@@ -72,6 +74,15 @@ class _Layout:
         self.ipv4_sources = column(packets, rows, padded, 12, "<u4")
         self.ipv6_lengths = column(packets, rows, padded, 4, ">u2")
         self.ipv6_sources = np.ndarray((rows, 2), dtype="<u8", buffer=packets, offset=8, strides=(padded, 8))
+
+
+class _Arrival(NamedTuple):
+    """What the datagrams of one receive have in common."""
+
+    endpoint: Endpoint
+    source: bytes
+    ecn: int
+    now: float
 
 
 class Inbound:
@@ -95,12 +106,13 @@ class Inbound:
         ``endpoint`` sent them; ``source`` is the control message that makes an answer leave from the address they came
         to (b"" where that is unknown); ``ecn`` are the two ECN bits of the outer header.
         """
+        arrival = _Arrival(endpoint, source, ecn, now)
         if segment and segment < size:
-            self._burst(size, segment, endpoint, source, ecn, now)
+            self._burst(size, segment, arrival)
         else:
-            self._single(0, size, endpoint, source, ecn, now)
+            self._single(0, size, arrival)
 
-    def _single(self, start: int, end: int, endpoint: Endpoint, source: bytes, ecn: int, now: float) -> None:
+    def _single(self, start: int, end: int, arrival: _Arrival) -> None:
         """One datagram at ``start`` of the buffer: no numpy, whose fixed cost is many times its whole budget."""
         size = end - start
         if size < OVERHEAD:
@@ -108,9 +120,9 @@ class Inbound:
             return
         kind, receiver, counter = _HEADER.unpack_from(self._datagrams, start)
         if kind != TRANSPORT:
-            self._device.message_received(bytes(self._view[start:end]), endpoint, source, now)
+            self._message(start, end, arrival)
             return
-        found = self._keypair(receiver, 1, now)
+        found = self._keypair(receiver, 1, arrival.now)
         if found is None:
             return
         peer, keypair = found
@@ -122,85 +134,84 @@ class Inbound:
             self._device.count_drop(Drop.REPLAYED)
             return
         has_data = size > OVERHEAD
-        self._device.data_opened(peer, keypair, endpoint, source, size, has_data, now)
+        self._device.data_opened(peer, keypair, arrival.endpoint, arrival.source, size, has_data, arrival.now)
         if has_data:
             length = self._accept(peer, packet)
             if length:
-                self._deliver_one(packet[:length], ecn)
+                if arrival.ecn:
+                    decapsulate_ecn(packet, arrival.ecn)
+                self._device.outputs.write((ZERO_HEADER, packet[:length]))
 
-    def _burst(self, size: int, segment: int, endpoint: Endpoint, source: bytes, ecn: int, now: float) -> None:
-        """Many datagrams of one sender. Cut into runs of equal length and receiver index."""
-        count = size // segment
+    def _burst(self, size: int, segment: int, arrival: _Arrival) -> None:
+        """Many datagrams of one sender, cut into runs of one message type and receiver index."""
+        count, tail = divmod(size, segment)
         if segment < OVERHEAD:
-            self._device.count_drop(Drop.UNKNOWN_MESSAGE, count)
-        else:
-            layout = self._layout(segment, count)
-            heads = layout.heads[:count]
-            if (heads == heads[0]).all():
-                self._rows(layout, int(heads[0]), 0, count, segment, endpoint, source, ecn, now)
-            else:
-                cuts = [0, *(np.flatnonzero(heads[1:] != heads[:-1]) + 1).tolist(), count]
-                for first, end in itertools.pairwise(cuts):
-                    self._rows(layout, int(heads[first]), first, end, segment, endpoint, source, ecn, now)
-        if count * segment < size:
-            self._single(count * segment, size, endpoint, source, ecn, now)
+            self._device.count_drop(Drop.UNKNOWN_MESSAGE, count + (tail > 0))
+            return
+        has_tail = tail > OVERHEAD  # a shorter last one with data is a row like the others
+        rows = count + has_tail
+        layout = self._layout(segment, rows)
+        heads = layout.heads[:rows]
+        cuts = [0, rows]
+        if (heads != heads[0]).any():
+            cuts[1:1] = (np.flatnonzero(heads[1:] != heads[:-1]) + 1).tolist()
+        for first, end in itertools.pairwise(cuts):
+            last = tail if has_tail and end == rows else segment
+            self._run(layout, int(heads[first]), first, end, last, arrival)
+        if tail and not has_tail:
+            self._single(count * segment, size, arrival)
 
     def _layout(self, segment: int, count: int) -> _Layout:
         layout = self._layouts.get(segment)
         if layout is None or layout.rows < count:
             if len(self._layouts) >= MAX_LAYOUTS:
                 self._layouts.clear()
-            rows = max(count, min(64, MAX_RECEIVED // segment))
+            rows = max(count, min(MAX_SEGMENTS, MAX_RECEIVED // segment + 1))
             layout = self._layouts[segment] = _Layout(segment, rows, self._datagrams, self._packets)
         return layout
 
-    def _rows(
-        self,
-        layout: _Layout,
-        head: int,
-        first: int,
-        end: int,
-        segment: int,
-        endpoint: Endpoint,
-        source: bytes,
-        ecn: int,
-        now: float,
-    ) -> None:
-        """Rows ``first`` to ``end``, which have one message type and one receiver index."""
+    def _run(self, layout: _Layout, head: int, first: int, end: int, last: int, arrival: _Arrival) -> None:
+        """Rows ``first`` to ``end``, of one message type and receiver index. The last of them has ``last`` bytes."""
+        segment, count = layout.segment, end - first
         if head & 0xFFFFFFFF != TRANSPORT:
             for row in range(first, end):
-                message = bytes(self._view[row * segment : (row + 1) * segment])
-                self._device.message_received(message, endpoint, source, now)
+                start = row * segment
+                self._message(start, start + (last if row == end - 1 else segment), arrival)
             return
-        found = self._keypair(head >> 32, end - first, now)
+        found = self._keypair(head >> 32, count, arrival.now)
         if found is None:
             return
         peer, keypair = found
+        sealed, packets = layout.sealed[first:end], layout.packets[:count]
+        if last != segment:
+            sealed[-1] = sealed[-1][: last - HEADER]
+            packets[-1] = packets[-1][: last - OVERHEAD]
         counters = layout.counters[first:end].tolist()
-        rejected = unseal(keypair, counters, layout.sealed[first:end], layout.packets[first:end])
-        if rejected:
-            self._device.count_drop(Drop.BAD_TAG, len(rejected))
-            good = [i for i in range(end - first) if i not in set(rejected)]
-            replayed = keypair.replay_window.accept_run([counters[i] for i in good])
-            refused = {*rejected, *(good[i] for i in replayed)}
-        else:
-            replayed = keypair.replay_window.accept_run(counters)
-            refused = set(replayed)
-        if replayed:
-            self._device.count_drop(Drop.REPLAYED, len(replayed))
-        accepted = end - first - len(refused)
+        refused = self._refused(keypair, counters, unseal(keypair, counters, sealed, packets))
+        accepted = count - len(refused)
         if not accepted:
             return
+        size = accepted * segment - (0 if count - 1 in refused else segment - last)
         has_data = segment > OVERHEAD
-        self._device.data_opened(peer, keypair, endpoint, source, accepted * segment, has_data, now)
-        if not has_data:
-            return
-        if refused:
-            for row in range(first, end):
-                if row - first not in refused and (length := self._accept(peer, layout.packets[row])):
-                    self._deliver_one(layout.packets[row][:length], ecn)
-            return
-        self._deliver(peer, layout, first, end, ecn)
+        self._device.data_opened(peer, keypair, arrival.endpoint, arrival.source, size, has_data, arrival.now)
+        if has_data:
+            self._deliver(peer, layout, packets, refused, arrival.ecn)
+
+    def _refused(self, keypair: Keypair, counters: list[int], forged: list[int]) -> set[int]:
+        """The positions that must not be looked at: ``forged`` ones and replays (both counted)."""
+        window = keypair.replay_window
+        if not forged:
+            replayed = window.accept_run(counters)
+        else:
+            self._device.count_drop(Drop.BAD_TAG, len(forged))
+            genuine = sorted(set(range(len(counters))).difference(forged))
+            replayed = [genuine[i] for i in window.accept_run([counters[i] for i in genuine])]
+        if replayed:
+            self._device.count_drop(Drop.REPLAYED, len(replayed))
+        return {*forged, *replayed}
+
+    def _message(self, start: int, end: int, arrival: _Arrival) -> None:
+        self._device.message_received(bytes(self._view[start:end]), arrival.endpoint, arrival.source, arrival.now)
 
     def _keypair(self, receiver: int, count: int, now: float) -> tuple[Peer, Keypair] | None:
         """The session a receiver index names, if data may still be accepted under it; else None (counted)."""
@@ -235,55 +246,45 @@ class Inbound:
             return 0
         return length  # type: ignore[no-any-return]
 
-    def _deliver(self, peer: Peer, layout: _Layout, first: int, end: int, ecn: int) -> None:
-        """Opened rows to the TUN. That all have one version, a possible length and one source is seen in a few compares."""
-        lengths = self._uniform_lengths(peer, layout, first, end)
+    def _deliver(self, peer: Peer, layout: _Layout, packets: list[memoryview], refused: set[int], ecn: int) -> None:
+        """Opened rows to the TUN, but for the ``refused``; what follows each other in one flow as one write."""
+        lengths = None if refused else self._uniform_lengths(peer, layout, packets)
         if lengths is None:
-            lengths = [self._accept(peer, layout.packets[row]) for row in range(first, end)]
+            lengths = [0 if row in refused else self._accept(peer, packet) for row, packet in enumerate(packets)]
         if ecn:
-            for row in range(first, end):
-                if lengths[row - first]:
-                    decapsulate_ecn(layout.packets[row], ecn)
-        start = first
-        for stop in [row for row in range(first, end) if not lengths[row - first]] + [end]:
+            for packet, length in zip(packets, lengths, strict=True):
+                if length:
+                    decapsulate_ecn(packet, ecn)
+        start = 0
+        for stop in [*(row for row, length in enumerate(lengths) if not length), len(lengths)]:
             if start < stop:
-                self._write(layout, start, stop, lengths[start - first : stop - first])
+                self._write(layout, packets, start, stop, lengths[start:stop])
             start = stop + 1
 
-    def _uniform_lengths(self, peer: Peer, layout: _Layout, first: int, end: int) -> list[int] | None:
-        """The lengths of rows that can be judged together; None if each must be judged by itself."""
-        size = len(layout.packets[0])
-        version = layout.packets[first][0] >> 4
-        if ((layout.versions[first:end] >> 4) != version).any():
+    def _uniform_lengths(self, peer: Peer, layout: _Layout, packets: list[memoryview]) -> list[int] | None:
+        """The lengths of rows that can be judged together, by a few compares: one version, possible lengths, one source that
+        is the peer's. None if each must be judged by itself."""
+        first, last, count = packets[0], len(packets[-1]), len(packets)
+        version = first[0] >> 4
+        if ((layout.versions[:count] >> 4) != version).any():
             return None
-        if version == 4 and size >= 20:
-            sources = layout.ipv4_sources[first:end]
-            same = (sources == sources[0]).all()
-            lengths: list[int] = layout.ipv4_lengths[first:end].tolist()
-            least = 20
-            address = bytes(layout.packets[first][12:16])
-        elif version == 6 and size >= 40:
-            pairs = layout.ipv6_sources[first:end]
-            same = (pairs == pairs[0]).all()
-            lengths = [length + 40 for length in layout.ipv6_lengths[first:end].tolist()]
-            least = 40
-            address = bytes(layout.packets[first][8:24])
+        if version == 4 and last >= 20:
+            sources, address, least = layout.ipv4_sources[:count], bytes(first[12:16]), 20
+            lengths: list[int] = layout.ipv4_lengths[:count].tolist()
+        elif version == 6 and last >= 40:
+            sources, address, least = layout.ipv6_sources[:count], bytes(first[8:24]), 40
+            lengths = [length + 40 for length in layout.ipv6_lengths[:count].tolist()]
         else:
             return None
-        if not same or min(lengths) < least or max(lengths) > size or self._device.allowed_ips.lookup(address) is not peer:
+        if (sources != sources[0]).any() or min(lengths) < least or max(lengths) > len(first) or lengths[-1] > last:
             return None
-        return lengths
+        return lengths if self._device.allowed_ips.lookup(address) is peer else None
 
-    def _write(self, layout: _Layout, start: int, stop: int, lengths: list[int]) -> None:
+    def _write(self, layout: _Layout, packets: list[memoryview], start: int, stop: int, lengths: list[int]) -> None:
         writes: list[Write] = []
-        self.coalescer.coalesce(layout.matrix[start:stop], layout.packets[start:stop], lengths, writes)
+        self.coalescer.coalesce(layout.matrix[start:stop], packets[start:stop], lengths, writes)
         for buffers in writes:
             self._device.outputs.write(buffers)
-
-    def _deliver_one(self, packet: memoryview, ecn: int) -> None:
-        if ecn:
-            decapsulate_ecn(packet, ecn)
-        self._device.outputs.write((ZERO_HEADER, packet))
 
 
 def decapsulate_ecn(packet: memoryview, outer: int) -> None:

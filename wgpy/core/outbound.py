@@ -200,7 +200,7 @@ class Outbound:
         if endpoint is None:
             self._device.count_drop(Drop.NO_ENDPOINT)
             return None
-        if destination == endpoint.address and _is_our_own(peer, packet):
+        if destination == endpoint.address and _is_our_own(peer, packet[:length]):
             self._device.count_drop(Drop.LOOP)
             return None
         return peer

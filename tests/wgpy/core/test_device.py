@@ -1012,9 +1012,9 @@ def test_busy_traffic_does_not_fill_the_schedule() -> None:
     for name, other in ("AB", "BA"):
         sim[name].set_peer(sim[other], persistent_keepalive=25)
 
-    for _ in range(20_000):
+    for _ in range(8_000):
         ping(sim, "A", "B")
-        sim.advance(0.02)
+        sim.advance(0.05)
         if sim.random.random() < 0.5:
             ping(sim, "B", "A")
         sim.log.clear()
@@ -1022,7 +1022,7 @@ def test_busy_traffic_does_not_fill_the_schedule() -> None:
         for host in sim.hosts.values():
             assert len(host.device._schedule) <= 5
 
-    assert len(sim["B"].packets) > 19_000
+    assert len(sim["B"].packets) == 8_000
 
 
 def test_an_announced_deadline_is_never_later_than_a_timer() -> None:

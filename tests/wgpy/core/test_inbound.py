@@ -232,7 +232,7 @@ def three() -> tuple[Sim, Keypair]:
     return sim, old
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     script=st.lists(items, min_size=1, max_size=40),
     length=st.sampled_from([80, 96, 101, 1408]),
