@@ -38,7 +38,9 @@ T = TypeVar("T")
 
 RESYNC_SECONDS = 90.0
 SETTLE_SECONDS = 0.02
-"""How long to wait after waking for what else may come: changes rarely come alone."""
+LONGEST_SETTLE_SECONDS = 2.0
+"""How long to wait after waking for what else may come: changes rarely come alone. As long as the last pass took, within these
+bounds, so that in a large and lively cluster the agent takes half a core at most."""
 
 SHORTEST_RETRY_SECONDS = 0.2
 LONGEST_RETRY_SECONDS = 30.0
@@ -106,9 +108,11 @@ class Agent:
         try:
             while not stop.is_set():
                 self._wake.clear()
+                began = time.monotonic()
                 pause = await self._pass()
+                took = time.monotonic() - began
                 await _wait(self._wake, pause)
-                await asyncio.sleep(SETTLE_SECONDS)
+                await asyncio.sleep(min(max(SETTLE_SECONDS, took), LONGEST_SETTLE_SECONDS))
                 for watcher in watchers:
                     if watcher.done() and not stop.is_set():
                         watcher.result()  # raises: none of them ends by itself

@@ -93,7 +93,7 @@ def parse_manifest(data: bytes) -> tuple[Ref, dict[str, Any]] | None:
 
 
 class Directory:
-    """The files and the objects in them. Blocking, and for one thread; what writes touches only the disk."""
+    """The files and the objects in them. Blocking. Writing may be done in another thread than reading."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -143,19 +143,23 @@ class Directory:
         for name in missing & self._missing:
             del self._files[name]
         self._missing = set(missing - self._missing)
+        owners = {file.ref: name for name, file in self._files.items() if name in signatures}
         for name in sorted(signatures):
             known = self._files.get(name)
             if known is None or known.signature != signatures[name]:
-                self._files[name] = self._read_file(name, known)
+                self._files[name] = self._read_file(name, known, owners)
+                owners.setdefault(self._files[name].ref, name)
         took = time.monotonic() - started
         self._next_full_look = now if self._missing else now + max(FULL_LOOK_SECONDS, took / FULL_LOOK_SHARE)
-        objects = {file.ref: file.manifest for _, file in sorted(self._files.items()) if file.ref and file.manifest is not None}
+        # A file that is missing for the first time gives way to one that is there.
+        files = [self._files[name] for name in sorted(self._files, key=lambda name: (name in signatures, name))]
+        objects = {file.ref: file.manifest for file in files if file.ref and file.manifest is not None}
         changed = objects != self.objects
         self.objects = objects
         return changed
 
-    def _read_file(self, name: str, known: "_File | None") -> "_File":
-        """What a file holds now; if that cannot be told, what it held before."""
+    def _read_file(self, name: str, known: "_File | None", owners: Mapping[Ref | None, str]) -> "_File":
+        """What a file holds now; if that cannot be told, what it held before. ``owners`` are the files of objects by ref."""
         signature = None
         try:
             with open(self.path / name, "rb") as file:
@@ -163,25 +167,24 @@ class Directory:
                 parsed = parse_manifest(file.read())
             if parsed is None:
                 return _File(signature)
-            twin = next((other for other, file_ in self._files.items() if other != name and file_.ref == parsed[0]), None)
-            if twin is not None:
+            if (twin := owners.get(parsed[0], name)) != name:
+                signature = None  # read it again each time: it counts as soon as the other is gone
                 raise ManifestError(1, f"{parsed[0]} is in {twin} already")
+        except FileNotFoundError:
+            return known or _File(None)  # gone since we looked
         except ManifestError as error:
             complaint = f"{error.line}: {error.message}"
-        except FileNotFoundError:
-            return known or _File(None)  # gone between two looks
         except OSError as error:
             complaint = f" {error.strerror}"
         else:
             if known is not None and known.error:
                 log.info("%s is good again", self.path / name)
             return _File(signature, *parsed)
-        if known is not None:
-            log.warning("%s:%s; what it held before stays", self.path / name, complaint)
-            return _File(signature, known.ref, known.manifest, complaint)
-        if self.objects:
-            log.warning("%s:%s; it counts as absent", self.path / name, complaint)
-        return _File(signature, error=complaint)
+        before = known or _File(None)
+        if complaint != before.error and (self.objects or known):
+            stays = "what it held before stays" if before.manifest is not None else "it counts as absent"
+            log.warning("%s:%s; %s", self.path / name, complaint, stays)
+        return _File(signature, before.ref, before.manifest, complaint)
 
     def locate(self, ref: Ref, path: Sequence[str | int]) -> str:
         """The file of an object, and the line of the field at ``path`` or of what there is on the way to it."""
@@ -230,6 +233,7 @@ class Directory:
             found = self._search(ref)
             if found is not None:
                 (self.path / found[0]).unlink(missing_ok=True)
+                self._directory_time = 0
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -281,6 +285,7 @@ class Directory:
             if before is not None and target.read_bytes() != before:
                 return False
             os.rename(aside, target)
+            self._directory_time = 0  # look, even if the file system's clock has not ticked since the last look
         finally:
             aside.unlink(missing_ok=True)
         return True

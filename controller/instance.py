@@ -100,7 +100,7 @@ class Instance:
             raise InstanceError(f"{wanted} is the name of Felix's own interface, which Felix deletes: choose another")
         place = self._place(cluster, wanted)
         desired = self._desired(cluster, identity, place)
-        found = self._find_data_plane(place)
+        found = self._find_data_plane(place, desired)
         missing = self._missing(place, found)
         if missing and assigned.interface not in (None, wanted):
             # The interface is to have another name, but there is nothing behind that yet: the old one goes on.
@@ -108,7 +108,7 @@ class Instance:
             found = read_state(self._kernel, place)
         self._say("wait", f"waiting for {missing}" if missing else "")
         if found.device is None or found.link is None:
-            self._apply(place, degraded_state(desired, found, keeps_interface=found.link is not None), found)
+            self._degrade(place, desired, found)
             return Report(waits_for=missing)
         if not missing and assigned.interface not in (None, wanted):
             self._leave_interface(replace(place, interface=assigned.interface), desired)
@@ -170,14 +170,18 @@ class Instance:
         mtu = place.underlay.mtu if place.underlay else None
         return desired_state(cluster, self.family, identity, self._numbers, mtu)
 
-    def _find_data_plane(self, place: Place) -> State:
+    def _find_data_plane(self, place: Place, desired: State) -> State:
         """The state found, after an attempt to start a data plane if there is none."""
         found = read_state(self._kernel, place)
         if found.device is not None or self._spawner is None:
             return found
         self._undo = self._undo or self._undoing(place, found)
+        self._degrade(place, desired, found)  # first: it may take a while
         self._spawner.start(place.interface, self._kernel)
         return read_state(self._kernel, place)
+
+    def _degrade(self, place: Place, desired: State, found: State) -> None:
+        self._apply(place, degraded_state(desired, found, keeps_interface=found.link is not None), found)
 
     def _missing(self, place: Place, found: State) -> str | None:
         if found.device is None:

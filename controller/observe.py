@@ -218,17 +218,15 @@ def _block(reader: _Reader) -> Iterator[Block]:
 def _borrowed(reader: _Reader, cidr: Prefix, node: str | None) -> Iterator[tuple[Address, str]]:
     """The addresses that belong to another node than the block does."""
     holders = [_holder(attribute) for attribute in reader.list("spec", "attributes")]
+    size = cidr.num_addresses
     for ordinal, index in enumerate(reader.list("spec", "allocations")):
         if index is None:
             continue
-        path = ("spec", "allocations", ordinal)
         if not isinstance(index, int) or not 0 <= index < len(holders):
-            reader.problem(path, f"points to no attribute: {_shown(index)}")
-        elif ordinal >= cidr.num_addresses:
-            reader.problem(path, f"lies outside {cidr}")
-        elif (holder := holders[index]) is None:
-            continue  # nobody's in particular: Calico's own reserved addresses have no node
-        elif holder != node:
+            reader.problem(("spec", "allocations", ordinal), f"points to no attribute: {_shown(index)}")
+        elif ordinal >= size:
+            reader.problem(("spec", "allocations", ordinal), f"lies outside {cidr}")
+        elif (holder := holders[index]) is not None and holder != node:  # None: what Calico has reserved
             yield cidr.network_address + ordinal, holder
 
 

@@ -313,6 +313,20 @@ def test_where_the_interface_goes_with_its_data_plane_the_table_drops_what_was_p
     lab.until(lambda: one.ping("10.42.2.0"), "packets flow again", seconds=30)
 
 
+def test_a_data_plane_that_dies_is_started_again(lab: Lab) -> None:
+    meshed(lab, 1, 2)
+    one = lab.nodes[1]
+    lab.until(lambda: "10.42.2.0" in one.routes(), "settled")
+    pids = one.processes(f"wgpy run {WG4}") + ([] if not lab.data_plane else one.processes(f"{lab.data_plane[1]} {WG4}"))
+
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+    lab.until(lambda: one.log.count("started the data plane") == 2, "it is started again")
+    lab.until(lambda: one.routes().get("10.42.2.0/26") == WG4 and one.peers() and one.link(WG4)[2], "and set up again")
+    lab.until(lambda: one.ping("10.42.2.0"), "packets flow again", seconds=30)
+
+
 def test_an_agent_that_finds_no_data_plane_waits_and_says_so_once(lab: Lab) -> None:
     one = lab.add_node(1)
     one.start_agent("--no-spawn")

@@ -118,6 +118,28 @@ def test_an_object_in_two_files_is_an_error(directory: Directory) -> None:
         Directory(directory.path).load()
 
 
+def test_a_file_can_be_renamed(directory: Directory, caplog: pytest.LogCaptureFixture) -> None:
+    os.rename(directory.path / "n1.yaml", directory.path / "other.yaml")
+
+    assert not clock.look(directory)
+    assert not clock.look(directory)
+    assert NODE in directory.objects and not caplog.records
+
+
+def test_of_two_files_with_one_object_the_second_counts_when_the_first_is_gone(
+    directory: Directory, caplog: pytest.LogCaptureFixture
+) -> None:
+    (directory.path / "a.yaml").write_text(text(node("n1", "192.0.2.9/24")))
+    for _ in range(3):
+        clock.look(directory)
+    assert len(caplog.records) == 1
+    assert directory.objects[NODE]["metadata"]["annotations"]["projectcalico.org/IPv4Address"] == "192.0.2.1/24"
+
+    (directory.path / "n1.yaml").unlink()
+    assert clock.look(directory)
+    assert directory.objects[NODE]["metadata"]["annotations"]["projectcalico.org/IPv4Address"] == "192.0.2.9/24"
+
+
 def test_a_directory_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"^cannot read the directory .*/none: No such file or directory$"):
         Directory(tmp_path / "none").load()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.e2e.lab import FAMILIES, Tunnel, ping
+from tests.e2e.lab import FAMILIES, Tunnel, flood
 from tests.e2e.traffic import transfer
 
 MEGABYTE = 1_000_000
@@ -40,4 +40,4 @@ def test_500_megabytes_of_tcp_arrive_intact_in_both_directions(tunnel: Tunnel) -
 def test_a_flood_of_5000_pings_loses_nothing(tunnel: Tunnel) -> None:
     first, second = tunnel.ends
 
-    assert ping(first.pod, second.pod.address(4), "-f", "-q", count=FLOOD, interval=0) == FLOOD
+    assert flood(first.pod, second.pod.address(4), count=FLOOD) == FLOOD

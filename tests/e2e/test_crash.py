@@ -139,7 +139,7 @@ def test_pods_never_speak_in_clear_while_the_data_plane_is_dead_and_come_back_wi
 
         assert has_interface(one.node, "wg0")
         assert one.routes() == routes
-        assert ping(one.pod, two.pod.address(4), count=5, interval=SECONDS_DEAD / 5, patience=0.1) == 0
+        assert ping(one.pod, two.pod.address(4), count=5, patience=SECONDS_DEAD / 5) == 0
 
         started = time.time()
         one.plane = one.start()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from controller.demo.topology import Address
-from tests.e2e.lab import FAMILIES, PORT, End, Tunnel, ping, spare_address
+from tests.e2e.lab import FAMILIES, PORT, End, Tunnel, flood, ping, spare_address
 from tests.e2e.wire import INITIATION, RESPONSE, TRANSPORT, messages
 from wgpy.config import Endpoint, SetDevice, SetPeer
 from wgpy.wgconf import format_key
@@ -78,7 +78,7 @@ def test_who_speaks_to_one_of_several_addresses_is_answered_from_that_one(tunnel
         tunnel.configure()
         first.client.set([SetPeer(second.public_key, endpoint=endpoint(address))])
         with tunnel.capture() as capture:
-            assert ping(first.pod, second.pod.address(4), "-f", "-q", count=100, interval=0) == 100
+            assert flood(first.pod, second.pod.address(4), count=100) == 100
 
         assert first.peer.config.endpoint == endpoint(address)
         answers = [

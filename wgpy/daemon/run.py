@@ -248,8 +248,8 @@ class Process:
         log.info("restored %d peers from %s", len(config.peers), path)
 
     async def _greet(self) -> None:
-        """Begin a handshake with every peer. They may hold sessions with the process before us and send data we cannot open, and would
-        notice only 15 s after it went unanswered."""
+        """Begin a handshake with every peer. They may hold sessions with the process before us and send data we cannot
+        open, and would notice only 15 s after it went unanswered."""
         peers = [peer for peer in self.device.peers.values() if peer.endpoint is not None]
         for start in range(0, len(peers), GREET_PORTION):
             now = boottime()

@@ -69,7 +69,7 @@ DROPPED = {
     "reserved byte": "unknown_message",
     "type 5": "unknown_message",
 }
-KINDS = ["good"] * 12 + ["previous session", "other peer", *DROPPED]
+KINDS = ["previous session", "other peer", *DROPPED]
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,14 @@ class Item:
     tos: int
 
 
-items = st.builds(
-    Item,
-    st.sampled_from(KINDS),
-    st.booleans(),
-    st.booleans(),
-    st.integers(0, 15),
-    st.sampled_from([0, 0, 1, 2, 3, 0xB8, 0xBA]),
-)
+@st.composite
+def scripts(draw: st.DrawFn) -> list[Item]:
+    """Good datagrams, and of a few kinds many others: it is where they meet that things go wrong."""
+    kinds = ["good", "good", "good", *draw(st.lists(st.sampled_from(KINDS), max_size=3))]
+    tos = draw(st.just([0]) | st.just([0, 1, 2, 3, 0xB8, 0xBA]))
+    kind_of_packet = st.sampled_from([True]) | st.booleans()
+    item = st.builds(Item, st.sampled_from(kinds), kind_of_packet, kind_of_packet, st.integers(0, 15), st.sampled_from(tos))
+    return draw(st.lists(item, min_size=1, max_size=40))
 
 
 @dataclass
@@ -234,7 +234,7 @@ def three() -> tuple[Sim, Keypair]:
 
 @settings(max_examples=100, deadline=None)
 @given(
-    script=st.lists(items, min_size=1, max_size=40),
+    script=scripts(),
     length=st.sampled_from([80, 96, 101, 1408]),
     outer=st.integers(0, 3),
     order=st.none() | st.integers(0, 1000),

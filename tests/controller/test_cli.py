@@ -1,0 +1,104 @@
+"""Bad input on the command line is one line, and nothing is touched."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from controller.cli import agent, leave
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "the following arguments are required: --directory"),
+        (["--directory", "d", "--frobnicate"], "unrecognized arguments: --frobnicate"),
+        (["--directory", "d", "--dir", "e"], "unrecognized arguments: --dir e"),
+        (["--directory", "d", "--table", "1"], "argument --table: tables up to 250 are Felix's"),
+        (["--directory", "d", "--table", "254"], "argument --table: tables up to 250 are Felix's"),
+        (["--directory", "d", "--table-v6", "x"], "argument --table-v6: not a number from 1 to 4294967295: 'x'"),
+        (["--directory", "d", "--fwmark", "0x10000"], "argument --fwmark: a mark lies within its mask"),
+        (["--directory", "d", "--fwmark", "0x4000"], "argument --fwmark: a mark lies within its mask"),
+        (["--directory", "d", "--fwmark", "3/1"], "argument --fwmark: a mark lies within its mask"),
+        (["--directory", "d", "--fwmark", "0"], "argument --fwmark: not a number from 1"),
+        (["--directory", "d", "--rule-priority", "0"], "argument --rule-priority: not a number from 1 to 32765: '0'"),
+        (["--directory", "d", "--interface", "cali0"], "argument --interface: names with cali in front"),
+        (["--directory", "d", "--interface", "sixteen-letters-"], "argument --interface: not the name of an interface"),
+        (["--directory", "d", "--resync", "91"], "argument --resync: not from 0.01 to 90 seconds: '91'"),
+        (["--directory", "d", "--poll", "soon"], "argument --poll: not from 0.01 to 90 seconds: 'soon'"),
+        (["--directory", "d", "--data-plane", "wireguard-go"], "--data-plane goes with --spawn"),
+    ],
+)
+def test_a_wrong_option_is_one_line(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        agent(arguments)
+
+    printed = capsys.readouterr().err
+    assert raised.value.code == 2
+    assert printed.startswith(f"wgpy agent: {complaint}") and printed.endswith(" (see: wgpy agent --help)\n")
+    assert printed.count("\n") == 1
+
+
+def test_leave_has_no_options_of_the_agent(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        leave(["--directory", "d", "--spawn"])
+
+    assert capsys.readouterr().err.startswith("wgpy leave: unrecognized arguments: --spawn")
+
+
+def run(tmp_path: Path, *arguments: str, before: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
+    words = [*before, sys.executable, "-m", "controller", *arguments, "--state", str(tmp_path / "state")]
+    return subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT, timeout=30)
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@needs_root
+@pytest.mark.parametrize("verb", ["agent", "leave"])
+def test_a_directory_that_is_not_there_is_one_line(tmp_path: Path, verb: str) -> None:
+    done = run(tmp_path, verb, "--directory", str(tmp_path / "none"), "--node", "n1")
+
+    assert done.returncode == 1
+    assert done.stderr == f"wgpy {verb}: cannot read the directory {tmp_path / 'none'}: No such file or directory\n"
+
+
+@needs_root
+def test_an_empty_directory_has_no_such_node(tmp_path: Path) -> None:
+    done = run(tmp_path, "agent", "--directory", str(tmp_path), "--node", "n1")
+
+    assert done.returncode == 1
+    assert done.stderr == (
+        "wgpy agent: there is no node 'n1' in the cluster, only none at all: say with --node which one this is\n"
+    )
+
+
+@needs_root
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
+def test_without_the_capability_it_says_which(tmp_path: Path) -> None:
+    drop = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin")
+    done = run(tmp_path, "agent", "--directory", str(tmp_path), before=drop)
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("wgpy agent: needs CAP_NET_ADMIN to configure interfaces and routes: ")
+    assert not (tmp_path / "state").exists()
+
+
+@needs_root
+def test_both_families_need_an_interface_of_their_own(tmp_path: Path) -> None:
+    done = run(tmp_path, "agent", "--directory", str(tmp_path), "--interface", "wg0", "--interface-v6", "wg0")
+
+    assert done.returncode == 1 and "are the same" in done.stderr
+
+
+def test_help_says_what_the_verbs_do(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in (agent, leave):
+        with pytest.raises(SystemExit) as raised:
+            verb(["--help"])
+        assert raised.value.code == 0
+    assert "--directory DIR" in capsys.readouterr().out
