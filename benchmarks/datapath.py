@@ -74,6 +74,7 @@ def carry(sink: Sink, to: Device, endpoint: Endpoint) -> None:
 def receive(device: Device, datagrams: bytes, segment: int, endpoint: Endpoint) -> None:
     device.inbound.buffer[: len(datagrams)] = datagrams
     device.inbound.datagrams_received(len(datagrams), segment, endpoint, b"", 0, NOW)
+    device.inbound.flush()
     device.handle_messages(16, NOW)
 
 

@@ -23,9 +23,9 @@ from typing import TypeVar
 from controller.calico import ANNOTATIONS, NODE
 from controller.dataplane import DataPlaneError
 from controller.instance import Instance, InstanceError, Report
-from controller.model import Cluster, FelixConfiguration
+from controller.model import Cluster
 from controller.netlink import Monitor, NetlinkRefusal
-from controller.observe import Problem, observe
+from controller.observe import Problem, keep_addresses, observe
 from controller.publication import Action, Publication
 from controller.source import Objects, Ref, Source, SourceError
 from controller.statefiles import StateError
@@ -92,7 +92,7 @@ class Agent:
         self._wake = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="instances")
         self._objects: Objects = {}
-        self._felix: FelixConfiguration | None = None
+        self._cluster: Cluster | None = None
         self._problems: set[str] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -115,7 +115,7 @@ class Agent:
                 await asyncio.sleep(min(max(SETTLE_SECONDS, took), LONGEST_SETTLE_SECONDS))
                 for watcher in watchers:
                     if watcher.done() and not stop.is_set():
-                        watcher.result()  # raises: none of them ends by itself
+                        watcher.result()  # raises: none of them ends but by a mistake of ours
         finally:
             for watcher in watchers:
                 watcher.cancel()
@@ -163,8 +163,7 @@ class Agent:
             monitor.close()
 
     async def _follow(self, stop: asyncio.Event) -> None:
-        await stop.wait()
-        self._wake.set()
+        await stop.wait()  # its end wakes us
 
     # Observing
 
@@ -187,9 +186,11 @@ class Agent:
             log.warning("%s", problem)
         self._problems = problems
         cluster = observation.cluster
-        if observation.configuration_problems and self._felix is not None:
-            cluster = replace(cluster, felix=self._felix)  # the last good one
-        self._felix = cluster.felix
+        if self._cluster is not None:
+            cluster = keep_addresses(cluster, self._cluster)
+            if observation.configuration_problems:
+                cluster = replace(cluster, felix=self._cluster.felix)  # the last good one
+        self._cluster = cluster
         return cluster
 
     def _located(self, problem: Problem) -> str:

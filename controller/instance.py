@@ -81,7 +81,7 @@ class Instance:
     def rest(self, cluster: Cluster) -> Rest | None:
         """Why this family is not to be part of the mesh now, None if it is to be."""
         configuration = cluster.felix.of(self.family)
-        self.links = frozenset({configuration.interface})
+        self.links = frozenset({configuration.interface, self.interface(cluster)})
         if not configuration.enabled:
             return Rest("not enabled in FelixConfiguration", is_expected=True)
         if cluster.nodes[self._node].of(self.family).address is None:

@@ -82,6 +82,23 @@ def observe(objects: Objects, node_name: str) -> Observation:
     return Observation(cluster, tuple(problems))
 
 
+def keep_addresses(cluster: Cluster, before: Cluster) -> Cluster:
+    """``cluster``, where a node that has lost its address keeps the one it had before.
+
+    As in Felix only the end of the Node ends its address. Otherwise a slip in an annotation would make packets go in clear.
+    """
+    kept = {name: _keep_address(node, before.nodes[name]) for name, node in cluster.nodes.items() if name in before.nodes}
+    return replace(cluster, nodes={**cluster.nodes, **kept})
+
+
+def _keep_address(node: Node, before: Node) -> Node:
+    if node.ipv4.address is None and before.ipv4.address is not None:
+        node = replace(node, ipv4=replace(node.ipv4, address=before.ipv4.address))
+    if node.ipv6.address is None and before.ipv6.address is not None:
+        node = replace(node, ipv6=replace(node.ipv6, address=before.ipv6.address))
+    return node
+
+
 class _Reader:
     """One object, and how to take fields out of it: what is bad is noted as a problem and then counts as absent."""
 

@@ -149,6 +149,7 @@ class Host:
         inbound = self.device.inbound
         inbound.buffer[: len(datagrams)] = datagrams
         inbound.datagrams_received(len(datagrams), segment, endpoint, b"", ecn, self.sim.now)
+        inbound.flush()
         while self.device.has_messages:
             self.device.handle_messages(16, self.sim.now)
 

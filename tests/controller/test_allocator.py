@@ -68,13 +68,21 @@ def test_a_node_with_a_key_gets_a_free_address_of_its_block(directory: Directory
 
 def test_the_address_goes_with_the_key(directory: Directory) -> None:
     allocate(directory)
+    directory.update(Ref("IPAMBlock", "10-9-1-0-29"), add_pod)  # after it, so that the pod's attribute moves up
     set_annotation(directory, KEY, None)
 
     assert allocate(directory) == 2
 
     assert annotation(directory) is None
-    assert spec(directory)["allocations"] == [0] + [None] * 7
-    assert len(spec(directory)["attributes"]) == 1 and spec(directory)["unallocated"] == [2, 3, 4, 5, 6, 7, 1]
+    assert spec(directory)["allocations"] == [0, None, None, None, None, 1, None, None]
+    assert [attribute["handle_id"] for attribute in spec(directory)["attributes"]] == ["k8s-pod-network.0", "k8s-pod-network.new"]
+    assert spec(directory)["unallocated"] == [2, 3, 4, 6, 7, 1]
+
+
+def add_pod(manifest: dict[str, Any]) -> None:
+    manifest["spec"]["attributes"].append({"handle_id": "k8s-pod-network.new", "secondary": {"node": "n1"}})
+    manifest["spec"]["allocations"][5] = 2
+    manifest["spec"]["unallocated"].remove(5)
 
 
 def test_the_address_of_a_node_that_is_gone_is_free_again(directory: Directory) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.desired import (
@@ -316,6 +316,7 @@ def clusters(draw: st.DrawFn) -> Cluster:
     return replace(cluster, felix=replace(cluster.felix, host_encryption=draw(st.booleans())))
 
 
+@settings(deadline=None)
 @given(clusters())
 def test_routes_and_allowed_ips_say_the_same_of_every_address(cluster: Cluster) -> None:
     """A packet is sent into the interface exactly if the device knows a peer for it, and that is the holder of the address."""
@@ -338,6 +339,7 @@ def test_routes_and_allowed_ips_say_the_same_of_every_address(cluster: Cluster) 
                 assert keys[max(keys)] == peers[str(holder)].ipv4.public_key
 
 
+@settings(deadline=None)
 @given(clusters())
 def test_nothing_is_ever_sent_to_a_key_of_two_claimants_or_to_ourselves(cluster: Cluster) -> None:
     peers = select_peers(cluster, Family.IPV4, ME).peers

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.directory import Directory, DirectorySource, ManifestError, parse_manifest
@@ -101,6 +101,7 @@ def test_both_groups_of_calico_are_read() -> None:
         assert parse_manifest(text(felix() | {"apiVersion": version}).encode())
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200) | st.text(alphabet="kind: Node{}[]&*!\n-'\"#|>\t", max_size=60).map(str.encode))
 def test_no_bytes_can_make_reading_raise_anything_else(data: bytes) -> None:
     problem = None
@@ -362,6 +363,7 @@ for _ in range(200):
 """
 
 
+@pytest.mark.slow
 def test_ten_agents_writing_2000_times_at_once_lose_no_write(directory: Directory) -> None:
     writers = [
         subprocess.Popen([sys.executable, "-c", WRITER, str(directory.path), f"writer{number}"], cwd=Path(__file__).parents[2])

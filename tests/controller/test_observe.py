@@ -5,11 +5,11 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.model import Block, Cluster, Family, FelixConfiguration, NodeNetwork, Pool
-from controller.observe import observe
+from controller.observe import keep_addresses, observe
 from tests.controller.cluster import KEYS, Manifest, block, felix, keyed, node, objects, pool
 from wgpy.wgconf import format_key
 
@@ -103,6 +103,16 @@ def test_an_interface_address_of_the_wrong_family_is_dropped() -> None:
 
     assert network_of(manifest).interface_address is None
     assert "not an IPv4 address: fd00::1" in problems_of(manifest)[0]
+
+
+def test_a_node_that_loses_its_address_keeps_it_until_it_goes_itself() -> None:
+    before = cluster_of(keyed("n1", "192.0.2.1/24"), keyed("n2", "192.0.2.2/24"), keyed("n3", "192.0.2.3/24"))
+    after = cluster_of(node("n1", "192.0.2.9/24"), node("n2"), block("10.9.0.0/30", "n2"))
+
+    kept = keep_addresses(after, before)
+
+    assert {name: str(each.ipv4.address) for name, each in kept.nodes.items()} == {"n1": "192.0.2.9", "n2": "192.0.2.2"}
+    assert (kept.blocks, kept.nodes["n2"].ipv4.public_key) == (after.blocks, None)
 
 
 # Blocks
@@ -286,6 +296,7 @@ WHOLE = (
 )
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_no_object_can_make_it_raise(data: st.DataObject) -> None:
     manifests = deepcopy(list(WHOLE))

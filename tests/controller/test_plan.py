@@ -188,11 +188,13 @@ def states(draw: st.DrawFn, wanted: bool) -> State:
 # Laws ---------------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(states(wanted=True))
 def test_nothing_is_to_be_done_where_all_is_as_it_should_be(state: State) -> None:
     assert plan(state, state) == ()
 
 
+@settings(deadline=None)
 @given(states(wanted=True), states(wanted=False))
 def test_doing_the_plan_gives_the_desired_state(desired: State, actual: State) -> None:
     model = Model(actual)
@@ -205,7 +207,7 @@ def test_doing_the_plan_gives_the_desired_state(desired: State, actual: State) -
     assert plan(desired, model.state) == ()
 
 
-@settings(max_examples=int(__import__("os").environ.get("EX", "300")))
+@settings(max_examples=200, deadline=None)
 @given(states(wanted=True), states(wanted=False))
 def test_at_no_time_does_a_packet_meet_a_third_fate(desired: State, actual: State) -> None:
     before, after = fates(actual), fates(desired)
@@ -221,10 +223,25 @@ def test_at_no_time_does_a_packet_meet_a_third_fate(desired: State, actual: Stat
                 assert now in allowed, f"{destination} was {was!r}, will be {will_be!r}, but is {now!r} after {step}"
 
 
+@settings(max_examples=200, deadline=None)
+@given(devices(), devices())
+def test_a_packet_goes_to_the_peer_of_before_or_of_after_while_the_device_changes(desired: Device, actual: Device) -> None:
+    everything = frozenset({Route(IPv4Network((int(WORLD[0]), 28)), RouteKind.DEVICE)})
+    state = State(link=Link(True, 1420), routes=everything, rules=frozenset({RULE}))
+    before, after = fates(replace(state, device=actual)), fates(replace(state, device=desired))
+    model = Model(replace(state, device=actual))
+
+    for step in plan(replace(state, device=desired), replace(state, device=actual)):
+        for _ in model.do(step):
+            for was, will_be, now in zip(before, after, fates(model.state), strict=True):
+                assert now in (was, will_be), f"{now!r} after {step}"
+
+
 def _last_ipv4_address_goes(desired: State, actual: State) -> bool:
     return any(a.version == 4 for a in actual.addresses) and not any(a.version == 4 for a in desired.addresses)
 
 
+@settings(deadline=None)
 @given(states(wanted=True), states(wanted=False))
 def test_without_a_device_it_is_left_alone(desired: State, actual: State) -> None:
     steps = plan(desired, replace(actual, device=None))

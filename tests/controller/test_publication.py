@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import inf
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.publication import ADDRESS_SECONDS, ECHO_SECONDS, RELEASE_SECONDS, Action, Publication
@@ -87,6 +87,7 @@ class World:
             self.has_address, self.due = wanted, None
 
 
+@settings(deadline=None)
 @given(st.floats(0.0, 2.0), st.lists(st.floats(1.0, 30.0), max_size=4))
 def test_however_often_it_is_cleared_it_ends_published_with_an_address(lag: float, clearings: list[float]) -> None:
     world, publication = World(lag), Publication()

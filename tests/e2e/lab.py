@@ -90,7 +90,7 @@ def ping(source: Namespace, destination: Address | str, *options: str, count: in
 
 
 def flood(source: Namespace, destination: Address, *options: str, count: int) -> int:
-    """``ping -f``, and how many replies came in the end: by the kernel's count, for ping itself does not wait for the last ones."""
+    """``ping -f``, and how many replies came in the end: by the kernel's count, for ping does not wait for the last ones."""
     before = _echo_replies(source, destination.version)
     source.run(["ping", "-n", "-q", "-f", "-c", str(count), *options, str(destination)], check=False, timeout=60)
     deadline = time.monotonic() + PATIENCE
@@ -331,10 +331,6 @@ def _widen(topology: Topology) -> None:
 def spare_address(number: int, version: int) -> Address:
     """An address on the underlay that no node has."""
     return ip_address(f"10.77.0.{100 + number}" if version == 4 else f"fd77::1:{number}")
-
-
-def repository() -> Path:
-    return Path(__file__).parents[2]
 
 
 def has_interface(where: Namespace, name: str) -> bool:

@@ -145,7 +145,7 @@ def test_stage_16_an_endpoint_inside_its_own_tunnel_fails_without_spinning(stand
 
     first.client.set([SetPeer(second.public_key, endpoint=Endpoint(str(second.tunnel_address(4)), PORT))])
     before = first.peer.tx_bytes, cpu_seconds(first.plane.process.pid)
-    assert ping(first.pod, second.pod.address(4), count=3, patience=1) == 0
+    assert ping(first.pod, second.pod.address(4), count=3, patience=0.3) == 0
     sent, used = first.peer.tx_bytes - before[0], cpu_seconds(first.plane.process.pid) - before[1]
 
     print(f"three pings made {sent} bytes and took {used:.2f} s of CPU")

@@ -291,7 +291,13 @@ class Outbound:
             return
         ecn = _OUTER_ECN[(packet[1] if packet[0] >> 4 == 4 else packet[1] >> 4) & 3]
         padded = padded_length(row_length, self._device.mtu)
-        if self._count and (peer is not self._peer or ecn != self._ecn or padded != self._layout.padded):  # type: ignore[union-attr]
+        # Superpackets share a train only where both fit: cut across two trains, one becomes two at the other end.
+        if self._count and not (
+            peer is self._peer
+            and ecn == self._ecn
+            and padded == self._layout.padded  # type: ignore[union-attr]
+            and self._count + superpacket.count <= self._layout.train  # type: ignore[union-attr]
+        ):
             self.flush(now)
         matrix = self._matrix
         first = 0

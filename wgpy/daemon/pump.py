@@ -138,6 +138,7 @@ class Pump:
                 inbound.datagrams_received(received.size, received.segment, received.endpoint, received.source, received.ecn, now)
             else:
                 device.count_drop(Drop.UNKNOWN_MESSAGE)
+        inbound.flush()
         self.settle(now)
 
     def settle(self, now: float) -> None:

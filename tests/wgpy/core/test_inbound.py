@@ -16,6 +16,7 @@ from noise.constants import REJECT_AFTER_MESSAGES
 from noise.keypair import Keypair
 from tests.sim import Host, Sim, packet
 from tests.tun.packets import ACK, Stream
+from tun.offload import GSO_TCPV4, NEEDS_CSUM, VIRTIO_HEADER
 from wgpy.config import NO_KEY, Endpoint
 from wgpy.core.inbound import decapsulate_ecn
 from wgpy.core.peer import Peer
@@ -573,3 +574,37 @@ def test_a_marked_burst_becomes_a_marked_superpacket(is_v4: bool) -> None:
 
     assert len(sim["B"].writes) == 1
     assert sim["B"].delivered() == replace(flow, tos=0x03).packets()
+
+
+def test_a_superpacket_of_two_trains_is_written_as_one_again() -> None:
+    """What is held joins what comes next, whether that is a burst or a single datagram; order is kept, and flush is the end."""
+    sim = Sim.connected()
+    a, b = sim["A"], sim["B"]
+    trains: list[tuple[bytes, int]] = []
+
+    def keep(datagrams: bytes | memoryview, segment: int, endpoint: Endpoint, source: bytes, ds: int) -> bool:
+        trains.append((bytes(datagrams), segment))
+        return True
+
+    a.send = keep  # type: ignore[method-assign]
+    mss = 1368
+    header = VIRTIO_HEADER.pack(NEEDS_CSUM, GSO_TCPV4, 52, mss, 20, 16)
+    for segments in (45, 46, 47):
+        trains.clear()
+        payload = sim.random.randbytes((segments - 1) * mss + 700)
+        tcp = pack("!HHIIBBHHH", 1, 2, 7, 7, 0x80, 0x10, 500, 0, 0) + bytes(12) + payload
+        ip = bytearray(packet(a.address, b.address, bytes(len(tcp) - 8))[:20])
+        ip[6:10] = (0x4000).to_bytes(2) + bytes([64, 6])  # don't fragment; TCP
+        whole = bytes(ip) + tcp
+        a.read(whole, header)
+        a.device.outbound.flush(sim.now)
+        assert len(trains) == (1 if segments == 45 else 2)
+
+        b.packets.clear()
+        for datagrams, segment in trains:
+            b.device.inbound.buffer[: len(datagrams)] = datagrams
+            b.device.inbound.datagrams_received(len(datagrams), segment, a.endpoint, b"", 0, sim.now)
+        assert b.packets == []
+        b.device.inbound.flush()
+
+        assert [p[52:] for p in b.packets] == [payload]
