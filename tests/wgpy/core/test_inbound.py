@@ -600,11 +600,11 @@ def test_a_superpacket_of_two_trains_is_written_as_one_again() -> None:
         a.device.outbound.flush(sim.now)
         assert len(trains) == (1 if segments == 45 else 2)
 
-        b.packets.clear()
+        b.writes.clear()
         for datagrams, segment in trains:
             b.device.inbound.buffer[: len(datagrams)] = datagrams
             b.device.inbound.datagrams_received(len(datagrams), segment, a.endpoint, b"", 0, sim.now)
-        assert b.packets == []
+        assert b.writes == []
         b.device.inbound.flush()
 
         assert [p[52:] for p in b.packets] == [payload]
