@@ -105,6 +105,8 @@ class Agent:
         watchers = [
             asyncio.create_task(watcher) for watcher in (self._follow_source(), self._follow_kernel(), self._follow(stop))
         ]
+        for watcher in watchers:
+            watcher.add_done_callback(lambda _: self._wake.set())
         try:
             while not stop.is_set():
                 self._wake.clear()
@@ -130,7 +132,7 @@ class Agent:
             if self._node not in cluster.nodes:
                 raise AgentError(self._no_such_node(cluster))
             for member in self._members:
-                await self._withdraw(member, cluster)
+                await self._withdraw(member)
                 await self._in_thread(member.instance.stop_sending, cluster)
             await self._until_quiet(cluster)
             for member in self._members:
@@ -240,7 +242,7 @@ class Agent:
             return await self._in_thread(member.instance.reconcile, cluster)
         member.say(logging.INFO if rest.is_expected else logging.WARNING, f"not part of the mesh: {rest.reason}")
         if not rest.keeps_key:
-            await self._withdraw(member, cluster)
+            await self._withdraw(member)
         await self._in_thread(member.instance.disable, cluster)
         member.publication = Publication()
         member.is_settled, member.failures = True, 0
@@ -269,7 +271,7 @@ class Agent:
             member.is_settled = True
             member.say(logging.INFO, "in the mesh")
 
-    async def _withdraw(self, member: _Member, cluster: Cluster) -> None:
+    async def _withdraw(self, member: _Member) -> None:
         """Take the published key back, whoever published it."""
         name = ANNOTATIONS[member.instance.family].public_key
         annotations = self._objects[Ref(NODE, self._node)]["metadata"].get("annotations") or {}

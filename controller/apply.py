@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from controller.masquerade import MasqueradeUnavailable, masquerade, masqueraded_interface, stop_masquerading
+from controller.masquerade import masquerade, masqueraded_interface, stop_masquerading
 from controller.model import Family
 from controller.netlink import Kernel, Underlay
 from controller.plan import (
@@ -150,6 +150,3 @@ def _device(config: DeviceConfig) -> Device:
         fwmark=config.fwmark,
         peers=tuple(sorted(peers, key=lambda peer: peer.public_key)),
     )
-
-
-__all__ = ["MasqueradeUnavailable", "Place", "apply_steps", "configure", "read_state", "summary"]

@@ -100,9 +100,14 @@ class Instance:
             raise InstanceError(f"{wanted} is the name of Felix's own interface, which Felix deletes: choose another")
         place = self._place(cluster, wanted)
         desired = self._desired(cluster, identity, place)
-        found = self._find_data_plane(place, desired)
+        is_renamed = assigned.interface not in (None, wanted)
+        found = read_state(self._kernel, place)
+        if found.device is None and self._spawner is not None:
+            if not is_renamed:
+                self._degrade(place, desired, found)  # first: starting may take a while
+            found = self._start_data_plane(self._spawner, place, found)
         missing = self._missing(place, found)
-        if missing and assigned.interface not in (None, wanted):
+        if missing and is_renamed:
             # The interface is to have another name, but there is nothing behind that yet: the old one goes on.
             place = replace(place, interface=assigned.interface)
             found = read_state(self._kernel, place)
@@ -110,7 +115,7 @@ class Instance:
         if found.device is None or found.link is None:
             self._degrade(place, desired, found)
             return Report(waits_for=missing)
-        if not missing and assigned.interface not in (None, wanted):
+        if not missing and is_renamed:
             self._leave_interface(replace(place, interface=assigned.interface), desired)
             found = read_state(self._kernel, place)
         self._report_refusals(cluster, identity)
@@ -170,14 +175,10 @@ class Instance:
         mtu = place.underlay.mtu if place.underlay else None
         return desired_state(cluster, self.family, identity, self._numbers, mtu)
 
-    def _find_data_plane(self, place: Place, desired: State) -> State:
-        """The state found, after an attempt to start a data plane if there is none."""
-        found = read_state(self._kernel, place)
-        if found.device is not None or self._spawner is None:
-            return found
+    def _start_data_plane(self, spawner: Spawner, place: Place, found: State) -> State:
+        """The state found once it answers."""
         self._undo = self._undo or self._undoing(place, found)
-        self._degrade(place, desired, found)  # first: it may take a while
-        self._spawner.start(place.interface, self._kernel)
+        spawner.start(place.interface, self._kernel)
         return read_state(self._kernel, place)
 
     def _degrade(self, place: Place, desired: State, found: State) -> None:

@@ -34,11 +34,6 @@ SECONDS = 15.0
 WG4, WG6 = "wireguard.caliu", "wg-v6.caliu"
 
 
-def wireguard_go() -> str | None:
-    """wireguard-go by any of its names."""
-    return shutil.which("wireguard-go") or shutil.which(ROOT / ".cache/bin/wireguard-go") or shutil.which("wireguard")
-
-
 def may_make_namespaces() -> bool:
     return os.geteuid() == 0 and Path("/dev/net/tun").exists() and shutil.which("ip") is not None
 

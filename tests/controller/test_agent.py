@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 
 from controller.agent import LONGEST_RETRY_SECONDS, retry_seconds
 from tests.controller.cluster import block
-from tests.controller.lab import WG4, WG6, Lab, capture, make_lab, may_make_namespaces, wireguard_go
+from tests.controller.lab import WG4, WG6, Lab, capture, make_lab, may_make_namespaces
+from tests.peers import wireguard_go
 
 pytestmark = [
     pytest.mark.e2e,
@@ -24,20 +26,9 @@ RULE = "99: not from all fwmark 0x1000/0x1000 lookup 5182"
 @pytest.fixture(params=["wgpy", "wireguard-go"])
 def lab(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Lab]:
     """A lab whose agents start this data plane."""
-    options: list[str] = []
-    if request.param == "wireguard-go":
-        path = wireguard_go()
-        if path is None:
-            if request_of_environment("wireguard-go"):
-                pytest.fail("wireguard-go is required (WGPY_REQUIRE_PEERS) but not here")
-            pytest.skip("wireguard-go is not here: go install golang.zx2c4.com/wireguard@latest, or apt-get install wireguard-go")
-        options = ["--data-plane", path]
+    options = ["--data-plane", wireguard_go()] if request.param == "wireguard-go" else []
     with make_lab(tmp_path, options) as lab:
         yield lab
-
-
-def request_of_environment(peer: str) -> bool:
-    return bool({peer, "all"} & set(os.environ.get("WGPY_REQUIRE_PEERS", "").replace(",", " ").split()))
 
 
 def meshed(lab: Lab, *numbers: int) -> None:
@@ -265,21 +256,26 @@ def test_the_interface_can_have_another_name_without_a_packet_in_clear(lab: Lab)
 def test_a_killed_data_plane_never_lets_a_packet_out_in_clear(lab: Lab) -> None:
     if lab.data_plane:
         pytest.skip("wireguard-go's interface goes with it; the agent then closes the door behind it (next test)")
-    meshed(lab, 1, 2)
-    one = lab.nodes[1]
+    one, _ = lab.add_node(1), lab.add_node(2)
     pods = [lab.add_pod(number) for number in (1, 2)]
     ping = ["ip", "netns", "exec", pods[0], "ping", "-c1", "-W1", "10.42.2.5"]
-    lab.until(lambda: subprocess.run(ping, stdout=subprocess.DEVNULL, check=False).returncode == 0, "pods reach each other")
+
+    def reached() -> bool:
+        return subprocess.run(ping, stdout=subprocess.DEVNULL, check=False).returncode == 0
+
+    with capture(one, "net 10.42.0.0/16") as packets:
+        lab.until(reached, "pods reach each other in clear")
+        assert packets() != [], "the capture sees what is in clear"
+    meshed(lab, 1, 2)
+    lab.until(reached, "pods reach each other encrypted")
     os.kill(one.processes("-m controller agent")[0], signal.SIGKILL)
     one.agents[0].wait(10)
 
     with capture(one, "net 10.42.0.0/16") as packets:
         for pid in one.processes("wgpy run"):
             os.kill(pid, signal.SIGKILL)
-        assert (
-            subprocess.run([*ping[:5], "-i0.05", "-c20", "-W1", "10.42.2.5"], stdout=subprocess.DEVNULL, check=False).returncode
-            == 1
-        )
+        subprocess.run([*ping[:5], "-i0.05", "-c20", "-W1", "10.42.2.5"], stdout=subprocess.DEVNULL, check=False)
+        assert not reached()
         one.start_agent("--no-spawn")  # an agent that finds no data plane changes nothing
         lab.until(lambda: "waiting for a data plane" in one.log, "it says that it waits")
         time.sleep(1)
@@ -288,9 +284,8 @@ def test_a_killed_data_plane_never_lets_a_packet_out_in_clear(lab: Lab) -> None:
         os.kill(one.processes("-m controller agent")[0], signal.SIGKILL)
         one.agents[1].wait(10)
         # And without any agent the data plane comes back by itself.
-        lab_python = lab.nodes[1].agent_words()[0]
-        one.start(lab_python, "-m", "wgpy", "run", WG4, "--persist", "--state", str(one.state))
-        lab.until(lambda: subprocess.run(ping, stdout=subprocess.DEVNULL, check=False).returncode == 0, "back", seconds=30)
+        one.start(sys.executable, "-m", "wgpy", "run", WG4, "--persist", "--state", str(one.state))
+        lab.until(reached, "packets flow again", seconds=30)
         assert packets() == []
 
 
@@ -337,7 +332,7 @@ def test_an_agent_that_finds_no_data_plane_waits_and_says_so_once(lab: Lab) -> N
     assert one.log.count("waiting for") == 1
     assert one.rules() == [] and one.routes() == {} and one.key() is None
 
-    words = [lab.data_plane[1], WG4] if lab.data_plane else [one.agent_words()[0], "-m", "wgpy", "run", WG4, "--persist"]
+    words = [lab.data_plane[1], WG4] if lab.data_plane else [sys.executable, "-m", "wgpy", "run", WG4, "--persist"]
     one.start(*words)
     lab.until(lambda: one.key() is not None and one.rules() == [RULE], "it goes on when there is one")
 

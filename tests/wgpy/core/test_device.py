@@ -763,6 +763,25 @@ def test_a_late_response_to_an_older_initiation_is_ignored() -> None:
     assert not sim["A"].session_with(sim["B"])
 
 
+def test_a_response_just_sent_keeps_us_from_initiating_for_5_seconds() -> None:
+    """Or both ends would initiate in turn."""
+    sim = Sim.pair()
+    sim.cut("B")
+    ping(sim, "A", "B")
+    sim.advance(0.1)
+    assert [entry.kind for entry in sim.sent("B")] == ["response"]
+
+    for _ in range(49):
+        ping(sim, "B", "A")
+        sim.advance(0.1)
+    assert sim.sent("B", "initiation") == []
+    ping(sim, "B", "A")
+    sim.advance(0.1)
+    ping(sim, "B", "A")
+
+    assert len(sim.sent("B", "initiation")) == 1
+
+
 def test_a_second_initiation_within_20_ms_is_refused() -> None:
     sim = Sim("A", "B")
     sim["B"].peer(sim["A"])

@@ -378,15 +378,73 @@ def test_keepalives_come_in_bursts_too() -> None:
     assert sim["B"].peer_of(sim["A"]).endpoint == ELSEWHERE
 
 
-def test_a_keepalive_may_end_a_burst_of_data() -> None:
+def shorter(sim: Sim, kind: str, is_v4: bool) -> bytes:
+    """A last datagram of a burst whose others have 240 bytes of plaintext. Its row lies where longer packets lay before."""
+    keypair = keypair_to(sim["A"], sim["B"])
+    data = bytearray(tail_packet(is_v4))
+    match kind:
+        case "forged":
+            datagram = seal(keypair, bytes(data))
+            return datagram[:-1] + bytes([datagram[-1] ^ 1])
+        case "declares more than it has":
+            at, length = (2, len(data) + 1) if is_v4 else (4, len(data) - 39)
+            data[at : at + 2] = length.to_bytes(2)
+        case "declares as much as the others have":
+            at, length = (2, 240) if is_v4 else (4, 200)
+            data[at : at + 2] = length.to_bytes(2)
+        case "half a header":
+            return seal(keypair, bytes(data[: 19 if is_v4 else 39]))
+        case "one byte":
+            return seal(keypair, bytes(data[:1]))
+        case "foreign":
+            data[12:16] = b"\xc0\0\2\x4d"
+            data[8:12] = data[8:12] if is_v4 else b"\x20\x01\x0d\xb8"
+        case "keepalive":
+            return seal(keypair, b"")
+        case "scrap":
+            return b"\4\0\0\0" + bytes(27)
+        case "cookie reply":
+            return pack("<II", 3, 77) + bytes(56)
+    return seal(keypair, bytes(data))
+
+
+def tail_packet(is_v4: bool) -> bytes:
+    source = ip_address("10.0.0.1" if is_v4 else "fd00::1").packed
+    return Stream(is_v4=is_v4, is_tcp=False, payload=b"the tail", source=source).packets()[0]
+
+
+@pytest.mark.parametrize("is_v4", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "dropped", "is_received"),
+    [
+        ("good", None, True),
+        ("keepalive", None, True),
+        ("forged", "bad_tag", False),
+        ("declares more than it has", "malformed_packet", True),
+        ("declares as much as the others have", "malformed_packet", True),
+        ("half a header", "malformed_packet", True),
+        ("one byte", "malformed_packet", True),
+        ("foreign", "not_allowed_source", True),
+        ("scrap", "unknown_message", False),
+        ("cookie reply", "bad_cookie_reply", False),
+    ],
+)
+def test_a_shorter_last_datagram_is_judged_by_what_it_has_itself(
+    kind: str, dropped: str | None, is_received: bool, is_v4: bool
+) -> None:
     sim = Sim.connected()
-    data = [packet("10.0.0.1", "10.0.0.2", b"%04d" % number) for number in range(3)]
-    datagrams = [*sealed_burst(sim, data), seal(keypair_to(sim["A"], sim["B"]), b"")]
+    source = ip_address("10.0.0.1" if is_v4 else "fd00::1").packed
+    headers = 28 if is_v4 else 48
+    flow = Stream(is_v4=is_v4, is_tcp=False, payload=bytes(5 * (240 - headers)), size=240 - headers, source=source)
+    packets = flow.packets()
+    before = sim["B"].peer_of(sim["A"]).rx_bytes
 
-    sim["B"].receive(b"".join(datagrams), 64, sim["A"].endpoint)
+    tail = shorter(sim, kind, is_v4)
+    sim["B"].receive(b"".join(sealed_burst(sim, packets)) + tail, 272, sim["A"].endpoint)
 
-    assert sim["B"].delivered() == data
-    assert sim["B"].drops() == {}
+    assert sim["B"].delivered() == packets + [tail_packet(is_v4)] * (kind == "good")
+    assert sim["B"].drops() == ({dropped: 1} if dropped else {})
+    assert sim["B"].peer_of(sim["A"]).rx_bytes - before == 5 * 272 + (len(tail) if is_received else 0)
 
 
 def test_cookie_replies_are_as_long_as_small_packets_and_may_stand_between_them() -> None:
