@@ -100,23 +100,23 @@ class Instance:
             raise InstanceError(f"{wanted} is the name of Felix's own interface, which Felix deletes: choose another")
         place = self._place(cluster, wanted)
         desired = self._desired(cluster, identity, place)
-        is_renamed = assigned.interface not in (None, wanted)
+        old_name = assigned.interface if assigned.interface != wanted else None
         found = read_state(self._kernel, place)
         if found.device is None and self._spawner is not None:
-            if not is_renamed:
+            if old_name is None:
                 self._degrade(place, desired, found)  # first: starting may take a while
             found = self._start_data_plane(self._spawner, place, found)
         missing = self._missing(place, found)
-        if missing and is_renamed:
+        if missing and old_name is not None:
             # The interface is to have another name, but there is nothing behind that yet: the old one goes on.
-            place = replace(place, interface=assigned.interface)
+            place = replace(place, interface=old_name)
             found = read_state(self._kernel, place)
         self._say("wait", f"waiting for {missing}" if missing else "")
         if found.device is None or found.link is None:
             self._degrade(place, desired, found)
             return Report(waits_for=missing)
-        if not missing and is_renamed:
-            self._leave_interface(replace(place, interface=assigned.interface), desired)
+        if not missing and old_name is not None:
+            self._leave_interface(replace(place, interface=old_name), desired)
             found = read_state(self._kernel, place)
         self._report_refusals(cluster, identity)
         self._undo = self._undo or self._undoing(place, found)
