@@ -152,10 +152,12 @@ class Node:
     def key(self, version: int = 4) -> str | None:
         """What is published."""
         name = "projectcalico.org/WireguardPublicKey" + ("V6" if version == 6 else "")
-        return self.manifest()["metadata"]["annotations"].get(name)
+        key: str | None = self.manifest()["metadata"]["annotations"].get(name)
+        return key
 
     def manifest(self) -> Manifest:
-        return yaml.safe_load((self.lab.directory.path / f"{self.name}.yaml").read_text())
+        manifest: Manifest = yaml.safe_load((self.lab.directory.path / f"{self.name}.yaml").read_text())
+        return manifest
 
     def everything(self) -> str:
         """All that an agent could change, as text."""

@@ -242,7 +242,8 @@ async def test_the_source_hands_over_the_newest_state(directory: Directory) -> N
 
 
 def read(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text())
+    manifest: dict[str, Any] = yaml.safe_load(path.read_text())
+    return manifest
 
 
 def add_annotation(name: str, value: str) -> Any:
@@ -270,7 +271,7 @@ def test_a_write_that_changes_nothing_is_none(directory: Directory) -> None:
 
 
 def test_what_an_editor_writes_meanwhile_is_not_lost(directory: Directory) -> None:
-    tries = []
+    tries: list[dict[str, Any]] = []
 
     def change(manifest: dict[str, Any]) -> None:
         if not tries:  # somebody without our lock, between our reading and our writing

@@ -182,7 +182,7 @@ def test_a_flood_of_events_is_drained(monitor: LinkMonitor) -> None:
 
 
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def test_an_event_loop_watches_across_a_move_and_sleeps_in_between(tun: Tun, elsewhere: int, loop_factory) -> None:  # type: ignore[no-untyped-def]
+def test_an_event_loop_watches_across_a_move_and_sleeps_in_between(tun: Tun, elsewhere: int, loop_factory) -> None:
     monitor = LinkMonitor(tun.fileno())
     wakeups: list[tuple[int, bool]] = []
 
