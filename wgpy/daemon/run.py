@@ -18,6 +18,7 @@ import secrets
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -33,7 +34,7 @@ from noise.constants import REKEY_TIMEOUT_JITTER
 from tun import Tun, TunError, adopt_tun, open_tun
 from tun.link import LinkMonitor
 from wgpy import wgconf
-from wgpy.config import DEFAULT_MTU, Change, DeviceSnapshot, SetDevice, changes_to
+from wgpy.config import DEFAULT_MTU, Change, DeviceConfig, DeviceSnapshot, SetDevice, changes_to
 from wgpy.core.device import Device
 from wgpy.daemon.pump import Pump, boottime
 from wgpy.daemon.uapi_server import DIRECTORY, Deletion, SocketInUse, UapiServer, listen
@@ -118,7 +119,7 @@ class Process:
         gc.collect()
         gc.freeze()
         await self._stopped.wait()
-        self._save()
+        self._save(self.device.snapshot().config)
         await self.stop()
 
     async def stop(self) -> None:
@@ -154,6 +155,8 @@ class Process:
 
     def _link_changed(self) -> None:
         """Something happened to an interface: ours may be up, down, of another MTU, renamed, moved or gone."""
+        if self._stopped.is_set():
+            return
         self._link.drain()
         try:
             state = self._link.state()
@@ -212,7 +215,9 @@ class Process:
             await asyncio.sleep(0)
         if not self.device.is_up:
             self._link_changed()  # the link may be up for long, and its port could not be bound until now
-        self._save()
+        if self._state_file is not None:
+            # In a thread, since a disk takes its time; before the answer, since who is answered relies on it.
+            await asyncio.get_running_loop().run_in_executor(None, self._save, self.device.snapshot().config)
 
     def _set_sockets(self, changes: Iterable[Change]) -> None:
         device = self.device
@@ -259,13 +264,13 @@ class Process:
             self._pump.settle(now)
             await asyncio.sleep(0)
 
-    def _save(self) -> None:
-        """Keep the configuration as it is, so that a new process goes on where this one was killed."""
+    def _save(self, config: DeviceConfig) -> None:
+        """Keep the configuration, so that a new process goes on where this one was killed."""
         path = self._state_file
         if path is None:
             return
         try:
-            write_private(path, wgconf.format(self.device.snapshot().config))
+            write_private(path, wgconf.format(config))
         except OSError as error:
             log.error("the configuration cannot be kept in %s: %s", path, error.strerror)
 
@@ -284,8 +289,7 @@ def _try_port(port: int, path: Path) -> None:
 
 def write_private(path: Path, text: str) -> None:
     """Replace ``path`` by a file that only its owner may read, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # 0600, and nobody else's
     try:
         with os.fdopen(fd, "w") as file:
             file.write(text)
@@ -294,7 +298,7 @@ def write_private(path: Path, text: str) -> None:
         os.replace(temporary, path)
     except OSError:
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            os.unlink(temporary)
         raise
 
 
