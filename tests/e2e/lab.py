@@ -244,7 +244,8 @@ class Tunnel:
                 ends = []
                 for number, kind in enumerate(kinds, start=1):
                     node = topology.add_node(f"n{number}", node_addresses(number))
-                    planes.append(DataPlane.start(kind, node) if metrics is None else DataPlane.run(node, "--metrics", metrics))
+                    with_metrics = metrics is not None and kind == "wgpy"
+                    planes.append(DataPlane.run(node, "--metrics", str(metrics)) if with_metrics else DataPlane.start(kind, node))
                     addresses = [block(number, version)[1] for version in FAMILIES]
                     pod = node.add_pod(f"pod{number}", addresses, mtu=ROOMY_MTU if roomy else mtu)
                     ends.append(End(number, kind, node, pod, planes[-1]))
