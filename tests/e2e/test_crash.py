@@ -85,6 +85,8 @@ def hosts(request: pytest.FixtureRequest, machine: None) -> Iterator[tuple[Topol
         try:
             one.configure(two)
             two.configure(one)
+            # One side alone begins: when both do at once, wireguard-go may need 15 s to get over it.
+            assert ping(one.pod, two.pod.address(4), count=1) == 1
             yield topology, one, two
         finally:
             for host in (one, two):
