@@ -75,7 +75,6 @@ class Outbound:
         self._typed: _Layout | None = None
         """The layout whose message types stand in the datagram buffer."""
         self._count = 0
-        self._row_length = 0
         self._ecn = 0
         self._partial: list[tuple[int, int, int]] = []
         """Rows whose checksum is half done: (row, csum_start, csum_offset)."""
