@@ -187,6 +187,23 @@ class Pod(Namespace):
             ]
         )
 
+        if any(address.version == 6 for address in self.addresses):
+            self._await_link_local()
+
+    def _await_link_local(self) -> None:
+        """Wait until both ends of the veth speak IPv6.
+
+        The kernel notices that a link has a carrier up to a second late, and until then the end has no link-local address
+        and neighbour discovery fails: packets to and from the pod would be lost.
+        """
+        deadline = time.monotonic() + COMMAND_SECONDS
+        for namespace, interface in ((self.name, "eth0"), (self.node.name, self.host_interface)):
+            query = ["ip", "-n", namespace, "-6", "-o", "address", "show", "dev", interface, "scope", "link", "-tentative"]
+            while not _run(query, said="waiting for IPv6").stdout.strip():
+                if time.monotonic() > deadline:
+                    raise TopologyError(f"{self.name}: {interface} has no link-local IPv6 address after {COMMAND_SECONDS:.0f} s")
+                time.sleep(0.02)
+
     def remove(self) -> None:
         """Delete the pod: its processes, its veth and the host routes with it."""
         del self.node.pods[self.key]
