@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_ROWS = 64
-"""Packets that gather before they are sealed: a full superpacket at the usual MTU has 47."""
+MAX_ROWS = 128
+"""Packets that can stand in an arena: what is left of one superpacket, less than a train, and the whole of the next."""
 
 MAX_SEGMENTS = 64
 """Datagrams one UDP_SEGMENT call takes on every kernel that has it (UDP_MAX_SEGMENTS; 128 on newer ones)."""

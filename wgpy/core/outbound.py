@@ -152,7 +152,7 @@ class Outbound:
         self._count += 1
         if padded < layout.padded:
             self._seal(padded, now)
-        elif self._count == MAX_ROWS:
+        elif self._count == layout.train:
             self._seal(0, now)
         else:
             self.buffers = self._reads[self._count]
@@ -216,28 +216,51 @@ class Outbound:
         self._peer, self._layout, self._ecn = peer, layout, ecn
 
     def _seal(self, tail: int, now: float) -> None:
-        """Seal the run and send it, train by train. ``tail`` is the padded length of the last row where it is shorter, else 0."""
-        peer, layout, count = self._peer, self._layout, self._count
-        assert peer is not None and layout is not None
-        self._count = 0
-        self.buffers = self._reads[0]
+        """Seal the run and send it. ``tail`` is the padded length of the last row where it is shorter than the others, else 0."""
+        layout, count = self._layout, self._count
+        assert layout is not None
         if self._partial:
             self._complete_rows(count, layout)
-        train = layout.train
-        for first in range(0, count, train):
-            rows = min(train, count - first)
-            size = rows * layout.datagram
-            packets, sealed = layout.packets[first : first + rows], layout.sealed[:rows]
-            if tail and first + rows == count:
-                size += tail - layout.padded
-                packets[-1] = packets[-1][:tail]
-                sealed[-1] = sealed[-1][: tail + TAG]
-            keypair = peer.keypairs.current
-            if keypair is None or seal(keypair, packets, sealed, layout.receivers, layout.counters) < rows:
-                # The session ended while packets gathered: nobody to seal for.
-                self._device.count_drop(Drop.NO_SESSION, rows)
-                continue
-            self._device.data_sealed(peer, self._datagrams_view[:size], layout.datagram, rows, self._ecn, now)
+        self._count = 0
+        self.buffers = self._reads[0]
+        first = 0
+        while count - first > layout.train:
+            self._send_train(layout, first, layout.train, 0, now)
+            first += layout.train
+        self._send_train(layout, first, count - first, tail, now)
+
+    def _seal_full_trains(self, layout: _Layout, now: float) -> None:
+        """Seal as many whole trains as there are. What is left becomes the beginning of the next."""
+        if self._partial:
+            self._complete_rows(self._count, layout)
+        train, left = layout.train, self._count
+        first = 0
+        while left >= train:
+            self._send_train(layout, first, train, 0, now)
+            first += train
+            left -= train
+        if left:
+            self._matrix[:left, : layout.padded] = self._matrix[first : first + left, : layout.padded]
+        self._count = left
+        self._count = left
+        self.buffers = self._reads[left]
+
+    def _send_train(self, layout: _Layout, first: int, rows: int, tail: int, now: float) -> None:
+        """Seal ``rows`` rows, at most a train, and send them."""
+        peer = self._peer
+        assert peer is not None
+        size = rows * layout.datagram
+        packets, sealed = layout.packets[first : first + rows], layout.sealed[:rows]
+        if tail:
+            size += tail - layout.padded
+            packets[-1] = packets[-1][:tail]
+            sealed[-1] = sealed[-1][: tail + TAG]
+        keypair = peer.keypairs.current
+        if keypair is None or seal(keypair, packets, sealed, layout.receivers, layout.counters) < rows:
+            # The session ended while packets gathered: nobody to seal for.
+            self._device.count_drop(Drop.NO_SESSION, rows)
+            return
+        self._device.data_sealed(peer, self._datagrams_view[:size], layout.datagram, rows, self._ecn, now)
 
     def _checksum_field(self) -> tuple[int, int]:
         """csum_start and csum_offset of the header just read, little-endian as every machine that runs this."""
@@ -290,12 +313,8 @@ class Outbound:
             return
         ecn = _OUTER_ECN[(packet[1] if packet[0] >> 4 == 4 else packet[1] >> 4) & 3]
         padded = padded_length(row_length, self._device.mtu)
-        # Superpackets share a train only where both fit: cut across two trains, one becomes two at the other end.
         if self._count and not (
-            peer is self._peer
-            and ecn == self._ecn
-            and padded == self._layout.padded  # type: ignore[union-attr]
-            and self._count + superpacket.count <= self._layout.train  # type: ignore[union-attr]
+            peer is self._peer and ecn == self._ecn and padded == self._layout.padded  # type: ignore[union-attr]
         ):
             self.flush(now)
         matrix = self._matrix
@@ -303,20 +322,21 @@ class Outbound:
         while first < superpacket.count:
             if not self._count:
                 self._begin(peer, padded, ecn)
+            layout = self._layout
+            assert layout is not None
             start = self._count
-            end = start + superpacket.fill(matrix[start:], first)
+            end = self._count = start + superpacket.fill(matrix[start:], first)
             if padded != row_length:
                 matrix[start:end, row_length:padded] = 0
             first += end - start
-            self._count = end
-            tail = 0
-            if first == superpacket.count:
-                tail = padded_length(superpacket.last_length, self._device.mtu)
+            if first == superpacket.count and superpacket.last_length != row_length:
                 matrix[end - 1, superpacket.last_length : padded] = 0
-                if tail == padded:
-                    tail = 0
-            if tail or end == MAX_ROWS:
-                self._seal(tail, now)
+                tail = padded_length(superpacket.last_length, self._device.mtu)
+                if tail != padded:
+                    self._seal(tail, now)
+                    return
+            if end >= layout.train:
+                self._seal_full_trains(layout, now)
         if self._count:
             self.buffers = self._reads[self._count]
 

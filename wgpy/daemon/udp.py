@@ -28,8 +28,13 @@ UDP_GRO = 104
 IP_MTU_DISCOVER = 10
 IPV6_MTU_DISCOVER = 23
 PMTUDISC_DONT = 0
+MSG_TRUNC = 0x20
+"""As a plain number: an operation on socket.MSG_TRUNC, an enum, costs more than the rest of a receive."""
 IP_PKTINFO = 8
 IP_RECVTOS = 13
+IP_TOS = 1
+IPV6_PKTINFO = 50
+IPV6_TCLASS = 67
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
 BUFFER_BYTES = 7 << 20
@@ -272,15 +277,15 @@ class Sockets:
         for _, kind, data in control:
             if kind == UDP_GRO:
                 received.segment = _INT.unpack(data)[0]
-            elif kind == IP_PKTINFO or kind == socket.IPV6_PKTINFO:
+            elif kind == IP_PKTINFO or kind == IPV6_PKTINFO:
                 received.source = self._sources.get(data) or self._source(data)
-            elif kind == socket.IP_TOS or kind == socket.IPV6_TCLASS:
+            elif kind == IP_TOS or kind == IPV6_TCLASS:
                 received.ecn = data[0] & 3
         try:
             received.endpoint = self._endpoints[address]
         except KeyError:
             received.endpoint = self._endpoint(address)
-        return not flags & socket.MSG_TRUNC
+        return not flags & MSG_TRUNC
 
     def _endpoint(self, address: tuple[object, ...]) -> Endpoint:
         host, port = str(address[0]), address[1]
