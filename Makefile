@@ -11,16 +11,19 @@ READY := .venv/.ready
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.cache/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint quick check test cov demo bench clean
+.PHONY: help setup setup-bench fmt lint quick check test cov demo bench clean
 
 help:  ## list the commands
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## *(.*)/\1\t\2/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## *(.*)/\1\t\2/' | expand -t 13
 
 setup: $(READY)  ## make .venv and install what is needed (apt when root); quick when nothing has changed
 
 $(READY): setup.cfg pyproject.toml .ci/setup
 	bash .ci/setup
 	@touch $@
+
+setup-bench: setup  ## what the benchmarks compare wgpy with: gotatun, boringtun, OpenVPN, strongSwan
+	bash .ci/setup-bench
 
 fmt: setup  ## format the code and mend what ruff can mend
 	$(PYTHON) -m ruff format $(SOURCES)

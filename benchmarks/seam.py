@@ -13,118 +13,35 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
-from controller.demo.topology import Node, Pod, Topology
-from noise.crypto import clamp, public_key
-from wgpy.client import Client, ClientError
-from wgpy.config import Endpoint, SetDevice, SetPeer
+from benchmarks.lab import LabError, Shape, Tunnel, lay
+from benchmarks.planes import planes
+from controller.demo.topology import Topology
 
-PORT = 51820
-START_SECONDS = 15.0
 BUSY_LOAD = 0.5
-CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
-DEBIAN_WIREGUARD_GO = "wireguard-go"
-
-
-@dataclass
-class End:
-    """One end of a pair: its node, its pod, its data plane."""
-
-    kind: str
-    node: Node
-    pod: Pod
-    process: subprocess.Popen[bytes]
-
-    def cpu_seconds(self) -> float:
-        """User and system time of the data plane so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
-
-    def resident_bytes(self) -> int:
-        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass
 class Pair:
-    name: str
-    ends: tuple[End, End]
+    tunnel: Tunnel
     gbps: list[float] = field(default_factory=list)
     cpu: list[tuple[float, float]] = field(default_factory=list)
     retransmits: list[int] = field(default_factory=list)
 
 
-def data_plane(kind: str) -> list[str]:
-    """The command that runs a data plane in the foreground on wg0."""
-    if kind == "wgpy":
-        return [sys.executable, "-m", "wgpy", "-f", "wg0"]
-    cached = Path(__file__).parent.parent / ".cache" / "bin" / "wireguard-go"
-    found = str(cached) if cached.exists() else shutil.which("wireguard-go") or shutil.which("wireguard")
-    if found is None:
-        raise SystemExit("wireguard-go is not here: run make setup")
-    return [found, "-f", "wg0"]
-
-
-def lay(topology: Topology, number: int, kinds: tuple[str, str], mtu: int) -> tuple[End, End]:
-    """Two nodes with a pod each, and a running data plane on both that knows the other."""
-    ends: list[End] = []
-    for side, kind in enumerate(kinds):
-        node = topology.add_node(f"p{number}n{side}", [ip_interface(f"10.77.0.{2 * number + side + 1}/24")])
-        pod = node.add_pod(f"p{number}pod{side}", [ip_address(f"10.42.{2 * number + side}.1")], mtu=mtu)
-        log = (node.directory / "data-plane.log").open("wb")
-        process = node.start(data_plane(kind), log, {"LOG_LEVEL": "error"})
-        ends.append(End(kind, node, pod, process))
-    keys = [clamp(os.urandom(32)) for _ in ends]
-    for side, end in enumerate(ends):
-        other = ends[1 - side]
-        block = ip_network(f"10.42.{2 * number + 1 - side}.0/24")
-        wait_for_socket(end)
-        client(end).set(
-            [
-                SetDevice(private_key=keys[side], listen_port=PORT),
-                SetPeer(
-                    public_key(keys[1 - side]),
-                    endpoint=Endpoint(str(other.node.address(4)), PORT),
-                    allowed_ips=(block,),
-                ),
-            ]
-        )
-        end.node.configure(links=[f"link set wg0 mtu {mtu} up", f"route add {block} dev wg0"])
-    return ends[0], ends[1]
-
-
-def client(end: End) -> Client:
-    return Client("wg0", directory=end.node.wireguard_directory)
-
-
-def wait_for_socket(end: End) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            client(end).get()
-            return
-        except ClientError:
-            if end.process.poll() is not None:
-                break
-            time.sleep(0.05)
-    log = (end.node.directory / "data-plane.log").read_text()[-500:]
-    raise SystemExit(f"{end.kind} does not answer on its UAPI socket: {log}")
-
-
 def measure(pair: Pair, seconds: float, streams: int, congestion: str = "", *, udp_length: int = 0) -> None:
     """One round of one pair: iperf3 from the first pod to the second."""
-    sender, receiver = pair.ends
+    sender, receiver = pair.tunnel.ends
     server = receiver.pod.start(["iperf3", "-s", "-1", "--forceflush"], subprocess.DEVNULL)
     time.sleep(0.3)
-    before = [end.cpu_seconds() for end in pair.ends]
+    before = [end.cpu_seconds() for end in pair.tunnel.ends]
     arguments = ["iperf3", "-J", "-c", str(receiver.pod.addresses[0]), "-t", str(seconds), "-P", str(streams)]
     if congestion and not udp_length:
         arguments += ["-C", congestion]
@@ -132,7 +49,7 @@ def measure(pair: Pair, seconds: float, streams: int, congestion: str = "", *, u
         arguments += ["-u", "-b", "0", "-l", str(udp_length)]
     result = json.loads(sender.pod.run(arguments, timeout=seconds + 20).stdout)
     server.wait(timeout=10)
-    used = [end.cpu_seconds() - start for end, start in zip(pair.ends, before, strict=True)]
+    used = [end.cpu_seconds() - start for end, start in zip(pair.tunnel.ends, before, strict=True)]
     end = result["end"]
     received = end["sum"] if udp_length else end["sum_received"]
     delivered = received["bytes"] * (1 - received.get("lost_percent", 0) / 100)
@@ -145,9 +62,9 @@ def report(pairs: Sequence[Pair]) -> None:
     print(f"{'sender : receiver':32} {'Gb/s':>6} {'min':>6} {'max':>6}  {'CPU s/GB':>13}  {'retr':>5}  {'RSS MB':>9}")
     for pair in pairs:
         cpu = [statistics.median(side) for side in zip(*pair.cpu, strict=True)]
-        memory = [end.resident_bytes() / 1e6 for end in pair.ends]
+        memory = [end.resident_bytes() / 1e6 for end in pair.tunnel.ends]
         print(
-            f"{pair.name:32} {statistics.median(pair.gbps):6.2f} {min(pair.gbps):6.2f} {max(pair.gbps):6.2f}"
+            f"{pair.tunnel.name:32} {statistics.median(pair.gbps):6.2f} {min(pair.gbps):6.2f} {max(pair.gbps):6.2f}"
             f"  {cpu[0]:6.2f} {cpu[1]:6.2f}  {statistics.median(pair.retransmits):5.0f}  {memory[0]:4.0f} {memory[1]:4.0f}"
         )
 
@@ -179,16 +96,22 @@ def main() -> int:
     with Topology.create() as topology:
         pairs = []
         for number, name in enumerate(arguments.pairs.split(",")):
-            first, _, second = name.partition(":")
-            pairs.append(Pair(name, lay(topology, number, (first, second), arguments.mtu)))
+            try:
+                first, second = (planes()[end] for end in name.split(":"))
+                pairs.append(Pair(lay(topology, number, first, second, Shape(arguments.mtu))))
+            except (KeyError, ValueError):
+                raise SystemExit(f"seam: not a pair of data planes: {name!r}; there are: {', '.join(planes())}") from None
+            except LabError as error:
+                raise SystemExit(f"seam: {error}") from None
         for number in range(arguments.rounds):
             for pair in pairs:
                 measure(pair, arguments.seconds, arguments.streams, arguments.congestion, udp_length=arguments.udp)
-                print(f"round {number + 1}: {pair.name}: {pair.gbps[-1]:.2f} Gb/s", file=sys.stderr)
+                print(f"round {number + 1}: {pair.tunnel.name}: {pair.gbps[-1]:.2f} Gb/s", file=sys.stderr)
         report(pairs)
         if arguments.json is not None:
             figures = {
-                pair.name: {"gbps": pair.gbps, "cpu_seconds_per_gb": pair.cpu, "retransmits": pair.retransmits} for pair in pairs
+                pair.tunnel.name: {"gbps": pair.gbps, "cpu_seconds_per_gb": pair.cpu, "retransmits": pair.retransmits}
+                for pair in pairs
             }
             arguments.json.write_text(json.dumps({"load": load, "mtu": arguments.mtu, "pairs": figures}, indent=2) + "\n")
     return 0

@@ -335,7 +335,7 @@ class Coalescer:
     sender already had wrong arrives right, where it would have been dropped.
     """
 
-    def __init__(self, tso: bool = True, uso: bool = False, capacity: int = 1 << 17) -> None:
+    def __init__(self, tso: bool = True, uso: bool = False, capacity: int = 1 << 18) -> None:
         """``capacity`` (bytes) bounds the superpackets that wait to be written. What does not fit is written packet by packet."""
         self.tso = tso
         self.uso = uso
@@ -348,26 +348,37 @@ class Coalescer:
         self._used = 0
 
     def coalesce(
-        self, rows: Rows, views: Sequence[memoryview], lengths: Sequence[int] | NDArray[Any], writes: list[Write]
-    ) -> None:
-        """Append to ``writes`` what must be written for the packets in ``rows``, in their order.
+        self,
+        rows: Rows,
+        views: Sequence[memoryview],
+        lengths: Sequence[int] | NDArray[Any],
+        writes: list[Write],
+        *,
+        keep_open: bool = False,
+    ) -> int:
+        """Append to ``writes`` what must be written for the packets in ``rows``, in their order. Returns how many packets that are.
 
         ``views[i]`` covers row i from its start, ``lengths[i]`` are the bytes of its packet. The writes point into rows and
         into this object's memory. They stay valid until ``reset`` or until this is called with an empty ``writes``, which
         says that the earlier ones have been carried out.
+
+        With ``keep_open`` a superpacket at the end that the next packet might still belong to is left out: more of its flow
+        is about to come.
         """
         if not writes:
             self._used = 0
         count = len(lengths)
-        if count == 1:
+        if count == 1 and not keep_open:
             writes.append((ZERO_HEADER, views[0][: lengths[0]]))
-            return
+            return 1
         sizes: Sequence[int] = lengths.tolist() if isinstance(lengths, np.ndarray) else lengths
         breaks: dict[tuple[int, Layout, int], list[int]] = {}
         start = 0
         while start < count:
             end = start + 1
-            where = self._candidate(views[start], sizes[start]) if end < count else None
+            where = self._candidate(views[start], sizes[start]) if end < count or keep_open else None
+            if keep_open and end == count and where is not None:
+                return start
             # Where flows mix, a look at the next packet is cheaper than one at all of them.
             if where is None or (breaks and not _follows(views, sizes, start, end, where)):
                 writes.append((ZERO_HEADER, views[start][: sizes[start]]))
@@ -378,7 +389,10 @@ class Coalescer:
             if key not in breaks:
                 breaks[key] = _breaks(rows[:count], sizes, *key)
             end = breaks[key][bisect_right(breaks[key], start)]
-            end = min(end, start + (LONGEST - where.length) // (size - where.length))
+            longest = start + (LONGEST - where.length) // (size - where.length)
+            if keep_open and end == count < longest:
+                return start
+            end = min(end, longest)
             if end < count and _follows(views, sizes, start, end, where):
                 end += 1
             write = self._merge(rows, views, sizes, start, end, where) if end - start > 1 else None
@@ -387,6 +401,7 @@ class Coalescer:
             else:
                 writes.extend([(ZERO_HEADER, views[i][: sizes[i]]) for i in range(start, end)])
             start = end
+        return count
 
     def refused(self, write: Write) -> list[Write]:
         """The kernel refused ``write`` (TunRefused): never make its kind again, and return what to write in its place.

@@ -8,9 +8,9 @@ opened by one call, but every row of it is judged by itself, in the order of pro
 against the replay window, then its length and its source. What fails is dropped alone and counted; the rest goes on.
 Timers, roaming and key freshness are per run, since a run has one sender and one moment.
 
-Opened rows are *held* until the burst of receives is over or the rows are full: a superpacket takes two trains, the second of
-one or two datagrams, and written apart they would cost the kernel two walks to the pod and two acknowledgements (measured:
-half the TUN writes, and 15 % of the receiver's CPU). A datagram that comes alone is written at once.
+Opened rows are *held* until the burst of receives is over or the rows are full, and in the latter case a superpacket that
+may still grow stays: trains are cut where they are full, not where a superpacket ends, and written apart its parts would
+cost the kernel two walks to the pod and two acknowledgements. A datagram that comes alone is written at once.
 
 Handshake messages are not worked on here: the device queues them.
 """
@@ -65,13 +65,14 @@ class _Layout:
     def __init__(self, datagram: int, rows: int, datagrams: bytearray, packets: bytearray) -> None:
         padded = datagram - OVERHEAD
         view, plain = memoryview(datagrams), memoryview(packets)
+        received = min(rows, MAX_RECEIVED // datagram + 1)
         self.segment = datagram
         self.rows = rows
-        self.sealed = [view[i * datagram + HEADER : (i + 1) * datagram] for i in range(rows)]
+        self.sealed = [view[i * datagram + HEADER : (i + 1) * datagram] for i in range(received)]
         self.packets = [plain[i * padded : (i + 1) * padded] for i in range(rows)]
-        self.heads = column(datagrams, rows, datagram, 0, "<u8")
+        self.heads = column(datagrams, received, datagram, 0, "<u8")
         """Message type and receiver index as one number."""
-        self.counters = column(datagrams, rows, datagram, 8, "<u8")
+        self.counters = column(datagrams, received, datagram, 8, "<u8")
         self.matrix = np.frombuffer(packets, dtype=np.uint8, count=rows * padded).reshape(rows, padded)
         self.versions = column(packets, rows, padded, 0, "u1")
         """With the lower half of the first byte, which hardly ever varies within a run."""
@@ -97,7 +98,7 @@ class Inbound:
         self._device = device
         # Column views reach one row beyond what was received: room for that.
         self._datagrams = bytearray(2 * MAX_RECEIVED + 2)
-        self._packets = bytearray(2 * MAX_RECEIVED + 2)
+        self._packets = bytearray(3 * MAX_RECEIVED + 2)
         self._plain = memoryview(self._packets)
         self._view = memoryview(self._datagrams)
         self.buffer = self._view[:MAX_RECEIVED]
@@ -124,18 +125,30 @@ class Inbound:
 
     def flush(self) -> None:
         """Deliver what is held. To be called when a burst of receives is over."""
+        self._write_held(keep_open=False)
+
+    def _write_held(self, *, keep_open: bool) -> None:
+        """Deliver what is held. With ``keep_open``, a superpacket that may still grow goes on being held, from row 0."""
         lengths, packets, layout = self._held_lengths, self._held, self._held_layout
         if layout is None:
             return
         self._held_lengths, self._held, self._held_layout = [], [], None
-        start = 0
-        for stop in [*(row for row, length in enumerate(lengths) if not length), len(lengths)]:
+        count = len(lengths)
+        cuts = [row for row, length in enumerate(lengths) if not length] if 0 in lengths else []
+        start = done = 0
+        for stop in [*cuts, count]:
             if start < stop:
                 writes: list[Write] = []
-                self.coalescer.coalesce(layout.matrix[start:stop], packets[start:stop], lengths[start:stop], writes)
+                done = start + self.coalescer.coalesce(
+                    layout.matrix[start:stop], packets[start:stop], lengths[start:stop], writes, keep_open=keep_open and stop == count
+                )
                 for buffers in writes:
                     self._device.outputs.write(buffers)
             start = stop + 1
+        if done < count and (kept := lengths[done:]) and kept[0]:
+            size = len(kept)
+            layout.matrix[:size] = layout.matrix[done:count]
+            self._held_lengths, self._held, self._held_layout = kept, layout.packets[:size], layout
 
     def _single(self, start: int, end: int, arrival: _Arrival) -> None:
         """One datagram at ``start`` of the buffer: no numpy, whose fixed cost is many times its whole budget."""
@@ -200,7 +213,7 @@ class Inbound:
         if layout is None or layout.rows < count:
             if len(self._layouts) >= MAX_LAYOUTS:
                 self._layouts.clear()
-            rows = max(count, min(MAX_ROWS, 2 * MAX_RECEIVED // segment))
+            rows = max(count, min(MAX_ROWS, 3 * MAX_RECEIVED // segment))
             layout = self._layouts[segment] = _Layout(segment, rows, self._datagrams, self._packets)
         return layout
 
@@ -216,8 +229,12 @@ class Inbound:
         if found is None:
             return
         peer, keypair = found
-        if layout is not self._held_layout or len(self._held) + count > layout.rows:
+        if layout is not self._held_layout:
             self.flush()
+        elif len(self._held) + count > layout.rows:
+            self._write_held(keep_open=True)
+            if len(self._held) + count > layout.rows:
+                self.flush()
         held = len(self._held)
         sealed, packets = layout.sealed[first:end], layout.packets[held : held + count]
         if last != segment:
