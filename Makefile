@@ -11,7 +11,7 @@ READY := .venv/.ready
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.cache/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench fmt lint quick check test cov demo bench clean
+.PHONY: help setup setup-bench setup-kernel-vm fmt lint quick check test cov demo bench clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## *(.*)/\1\t\2/' | expand -t 13
@@ -52,6 +52,9 @@ demo: setup  ## a cluster on this machine, in network namespaces (needs root)
 
 bench: setup  ## the benchmarks
 	$(PYTHON) -m benchmarks $(ARGS)
+
+setup-kernel-vm: setup  ## what `make bench ARGS=--kernel-vm` needs: qemu and a Debian kernel
+	bash .ci/setup-kernel-vm
 
 clean:  ## remove everything that make made
 	rm -rf .venv .cache build dist *.egg-info .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -14,19 +14,19 @@ from tun.interface import Offloads, Tun, TunDown, TunError, TunGone, TunRefused
 __all__ = ["Offloads", "Tun", "TunDown", "TunError", "TunGone", "TunRefused", "adopt_tun", "open_tun"]
 
 
-def open_tun(name: str, *, mtu: int | None = None) -> Tun:
+def open_tun(name: str, *, mtu: int | None = None, offload: bool = True) -> Tun:
     """Open the TUN interface ``name``, and create it if need be: then it is down and has no addresses.
 
-    ``mtu`` (bytes) is given to an interface created here; one that existed keeps its own. Raises TunError, and leaves nothing
-    behind then.
+    ``mtu`` (bytes) is given to an interface created here; one that existed keeps its own. Without ``offload`` each read and
+    write carries one complete packet. Raises TunError, and leaves nothing behind then.
     """
     from tun.linux import open_device  # here, so that the pure tun.offload can be had without a TUN library
 
-    return open_device(name, mtu=mtu)
+    return open_device(name, mtu=mtu, offload=offload)
 
 
-def adopt_tun(fd: int) -> Tun:
+def adopt_tun(fd: int, *, offload: bool = True) -> Tun:
     """Take over an open TUN file descriptor (WG_TUN_FD). It is closed by the Tun's ``close``. Raises TunError."""
     from tun.linux import LinuxTun
 
-    return LinuxTun(fd)
+    return LinuxTun(fd, offload=offload)

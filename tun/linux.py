@@ -44,8 +44,8 @@ _UDP_GRO_SINCE = (6, 8, 5)
 class LinuxTun:
     """An attached TUN descriptor, which this object owns. See ``interface.Tun`` for the methods."""
 
-    def __init__(self, fd: int) -> None:
-        """Make an attached descriptor ours: non-blocking, closed on exec, offloads switched on. Raises TunError."""
+    def __init__(self, fd: int, *, offload: bool = True) -> None:
+        """Make an attached descriptor ours: non-blocking, closed on exec, offloads on unless unwanted. Raises TunError."""
         try:
             self.name, flags = _attachment(fd)
         except OSError as error:
@@ -55,7 +55,7 @@ class LinuxTun:
         os.set_blocking(fd, False)
         os.set_inheritable(fd, False)
         fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", HEADER_LENGTH))  # a persistent interface keeps an earlier size
-        self.offloads = _request_offloads(fd)
+        self.offloads = _request_offloads(fd, offload)
         self._fd = fd
 
     def fileno(self) -> int:
@@ -98,7 +98,7 @@ class LinuxTun:
                 return error
 
 
-def open_device(name: str, *, mtu: int | None = None, path: str = DEVICE_PATH) -> LinuxTun:
+def open_device(name: str, *, mtu: int | None = None, path: str = DEVICE_PATH, offload: bool = True) -> LinuxTun:
     """Open the TUN interface ``name``: see ``tun.open_tun``."""
     if (wrong := _wrong_with_name(name)) is not None:
         raise TunError(f"{name!r} cannot name an interface: {wrong}")
@@ -109,7 +109,7 @@ def open_device(name: str, *, mtu: int | None = None, path: str = DEVICE_PATH) -
         raise TunError(_why_not_opened(name, existed, path, error)) from None
     fd = os.dup(device.fileno())
     try:
-        tun = LinuxTun(fd)
+        tun = LinuxTun(fd, offload=offload)
         if mtu is not None and not existed:
             device.mtu = mtu
         _set_tx_queue_length(name)
@@ -167,7 +167,10 @@ def _set_tx_queue_length(name: str) -> None:
         fcntl.ioctl(any_socket, SIOCSIFTXQLEN, struct.pack("16si20x", os.fsencode(name), TX_QUEUE_LENGTH))
 
 
-def _request_offloads(fd: int) -> Offloads:
+def _request_offloads(fd: int, wanted: bool = True) -> Offloads:
+    if not wanted:
+        _succeeds(lambda: fcntl.ioctl(fd, TUNSETOFFLOAD, 0))  # a persistent interface keeps what was asked for earlier
+        return Offloads()
     tcp = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6
     tso = _succeeds(lambda: fcntl.ioctl(fd, TUNSETOFFLOAD, tcp))
     uso = tso and _succeeds(lambda: fcntl.ioctl(fd, TUNSETOFFLOAD, tcp | TUN_F_USO4 | TUN_F_USO6))

@@ -356,7 +356,7 @@ class Coalescer:
         *,
         keep_open: bool = False,
     ) -> int:
-        """Append to ``writes`` what must be written for the packets in ``rows``, in their order. Returns how many packets that are.
+        """Append to ``writes`` what must be written for the packets in ``rows``, in their order. Returns how many they were.
 
         ``views[i]`` covers row i from its start, ``lengths[i]`` are the bytes of its packet. The writes point into rows and
         into this object's memory. They stay valid until ``reset`` or until this is called with an empty ``writes``, which

@@ -139,8 +139,9 @@ class Inbound:
         for stop in [*cuts, count]:
             if start < stop:
                 writes: list[Write] = []
+                rows, may_grow = slice(start, stop), keep_open and stop == count
                 done = start + self.coalescer.coalesce(
-                    layout.matrix[start:stop], packets[start:stop], lengths[start:stop], writes, keep_open=keep_open and stop == count
+                    layout.matrix[rows], packets[rows], lengths[rows], writes, keep_open=may_grow
                 )
                 for buffers in writes:
                     self._device.outputs.write(buffers)
@@ -333,9 +334,8 @@ class Inbound:
             return None
         if sources.count(sources[0]) != count or lengths[-1] > last:
             return None
-        if lengths.count(lengths[0]) < count - 1 or not least <= lengths[0] <= len(first) or lengths[-1] < least:
-            if min(lengths) < least or max(lengths) > len(first):
-                return None
+        if min(lengths) < least or max(lengths) > len(first):
+            return None
         return lengths if self._device.allowed_ips.lookup(address) is peer else None
 
 

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from tun.interface import Offloads
 from wgpy.config import DeviceSnapshot, PeerSnapshot
 from wgpy.core.device import Device
 from wgpy.daemon.udp import Sockets
@@ -30,8 +31,9 @@ REQUEST_TIMEOUT = 10.0
 class DeviceCollector:
     """Reads a device at scrape time."""
 
-    def __init__(self, interface: str, device: Device, sockets: Sockets) -> None:
+    def __init__(self, interface: str, device: Device, sockets: Sockets, tun_offloads: Offloads) -> None:
         self._interface = interface
+        self._tun_offloads = tun_offloads
         self._device = device
         self._sockets = sockets
 
@@ -44,11 +46,38 @@ class DeviceCollector:
         yield drops
         for name, text, value in (
             ("wgpy_send_errors", "Sends the kernel refused", self._sockets.send_errors),
-            ("wgpy_plain_trains", "Trains of datagrams that had to be sent one by one", self._sockets.plain_trains),
+            ("wgpy_plain_trains", "Trains of datagrams the kernel refused, sent one by one", self._sockets.plain_trains),
         ):
             family = CounterMetricFamily(name, text, labels=["interface"])
             family.add_metric([self._interface], value)
             yield family
+        plain = GaugeMetricFamily(
+            "wgpy_plain_destinations",
+            "Destinations that refused a train of datagrams and get them one by one for a while",
+            labels=["interface"],
+        )
+        plain.add_metric([self._interface], self._sockets.plain_destinations)
+        yield plain
+        yield self._offloads()
+
+    def _offloads(self) -> Metric:
+        """What the kernel does for us, piece by piece: 0 is a fallback, which costs speed and nothing else."""
+        coalescer, offloads = self._device.inbound.coalescer, self._tun_offloads
+        family = GaugeMetricFamily(
+            "wgpy_offload",
+            "Whether the kernel's help of this kind is in use (1) or done without (0)",
+            labels=["interface", "offload"],
+        )
+        for name, value in (
+            ("tun-tso", offloads.tso),
+            ("tun-uso", offloads.uso),
+            ("tun-tcp-gro", coalescer.tso),
+            ("tun-udp-gro", coalescer.uso),
+            ("udp-gso", self._sockets.segmentation),
+            ("udp-gro", self._sockets.coalescing),
+        ):
+            family.add_metric([self._interface, name], value)
+        return family
 
     def _calico(self, snapshot: DeviceSnapshot) -> Iterable[Metric]:
         hostname = socket.gethostname()

@@ -25,7 +25,9 @@ from wgpy.daemon.udp import Received, Sockets
 log = logging.getLogger(__name__)
 
 TUN_READS = 64
-"""Reads of the TUN in one turn: a run of small packets, or up to 4 MB of superpackets."""
+"""Reads of the TUN in one turn: a run of small packets."""
+TUN_BYTES = 1 << 20
+"""Bytes read from the TUN in one turn: sixteen superpackets, as many as UDP_READS."""
 UDP_READS = 16
 """Receives of a socket in one turn: up to 1 MB."""
 MESSAGES = 4
@@ -105,13 +107,20 @@ class Pump:
     def _tun_readable(self) -> None:
         device, tun, outbound = self._device, self._tun, self._device.outbound
         now = boottime()
+        left = TUN_BYTES
         try:
             for _ in range(TUN_READS):
-                outbound.packet_read(tun.read(outbound.buffers), now)
+                size = tun.read(outbound.buffers)
+                outbound.packet_read(size, now)
+                left -= size
+                if left < 0:
+                    break
+            # There is more to read: what has gathered is the beginning of the next turn's first train.
         except BlockingIOError:
-            pass
+            outbound.flush(now)
         except (TunRefused, TunDown):
             device.count_drop(Drop.BAD_OFFLOAD)  # the kernel took it from its queue and could not describe it: it is lost
+            outbound.flush(now)
         except TunGone:
             self._gone()
             return
@@ -119,7 +128,6 @@ class Pump:
             log.error("reading the interface failed: %s", error.strerror)
             self._gone()
             return
-        outbound.flush(now)
         if device.next_deadline() < self._timer_at:
             self._arm(now)
 

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +55,10 @@ class SetupError(Exception):
     """The process cannot do its work. The message is one line: what is wrong, and what to do."""
 
 
+OFFLOADS = {"tun-offload", "udp-gso", "udp-gro"}
+"""What WGPY_WITHOUT may name."""
+
+
 class Process:
     """Everything one interface needs, from :meth:`start` until :meth:`run` returns."""
 
@@ -67,7 +71,8 @@ class Process:
         self._metrics: MetricsServer | None = None
         self._greeting: asyncio.Task[None] | None = None
         self._is_restored = False
-        self._sockets = Sockets()
+        without = _without()
+        self._sockets = Sockets(segmentation="udp-gso" not in without, coalescing="udp-gro" not in without)
         self._pump = Pump(tun, self._sockets, self._stop)
         self._socket_file = Path(listener.getsockname())
         self._deletion = Deletion(self._socket_file)
@@ -82,6 +87,8 @@ class Process:
         )
         self.device.inbound.coalescer.tso = tun.offloads.tcp_gro
         self.device.inbound.coalescer.uso = tun.offloads.udp_gro
+        if missing := [field.name for field in fields(tun.offloads) if not getattr(tun.offloads, field.name)]:
+            log.warning("the interface does without %s: this costs speed", ", ".join(missing))
         self._uapi = UapiServer(listener, self._snapshot, self._apply)
 
     async def start(self) -> None:
@@ -106,7 +113,9 @@ class Process:
             return
         from wgpy.daemon.metrics import DeviceCollector, MetricsServer, renderer
 
-        server = MetricsServer(self._metrics_address, renderer(DeviceCollector(self._tun.name, self.device, self._sockets)))
+        server = MetricsServer(
+            self._metrics_address, renderer(DeviceCollector(self._tun.name, self.device, self._sockets, self._tun.offloads))
+        )
         try:
             await server.start()
         except OSError as error:
@@ -344,9 +353,18 @@ def _listener(name: str) -> socket.socket:
 
 
 def _tun(name: str) -> Tun:
+    offload = "tun-offload" not in _without()
     if (fd := os.environ.pop("WG_TUN_FD", None)) is not None:
-        return adopt_tun(int(fd))
-    return open_tun(name, mtu=DEFAULT_MTU)
+        return adopt_tun(int(fd), offload=offload)
+    return open_tun(name, mtu=DEFAULT_MTU, offload=offload)
+
+
+def _without() -> set[str]:
+    """WGPY_WITHOUT: help of the kernel to do without, as on an old one or past a driver that gets it wrong. Raises SetupError."""
+    wanted = {word.strip() for word in os.environ.get("WGPY_WITHOUT", "").split(",")} - {""}
+    if unknown := wanted - OFFLOADS:
+        raise SetupError(f"WGPY_WITHOUT names {', '.join(sorted(unknown))}; it knows {', '.join(sorted(OFFLOADS))}")
+    return wanted
 
 
 def _serve_until_done(

@@ -3,8 +3,9 @@
 HOT (send, receive); guarded by ``benchmarks/seam.py``.
 
 Trains go out in one call with UDP_SEGMENT and come in with one call with UDP_GRO. Both are probed; without them
-everything works, one datagram a call. Where the path refuses a train (EIO: the device cannot checksum it; EINVAL or
-EMSGSIZE: a segment does not fit the path), its datagrams are sent one by one.
+everything works, one datagram a call. Where the way to a destination refuses a train (EIO: the device cannot checksum it;
+EINVAL or EMSGSIZE: a segment does not fit), its datagrams are sent one by one, and so are all to that destination for the
+next minute: other destinations do not pay for it, and neither does this one once its route has changed.
 
 Addresses are sticky: what comes to one of our addresses is answered from that address (IP_PKTINFO), because a peer
 behind a firewall knows us only by it. A source address that is no longer ours is refused by the kernel; then the
@@ -17,6 +18,7 @@ import errno
 import logging
 import socket
 import struct
+import time
 from collections.abc import Iterator
 
 from wgpy.config import Endpoint
@@ -32,17 +34,19 @@ MSG_TRUNC = 0x20
 """As a plain number: an operation on socket.MSG_TRUNC, an enum, costs more than the rest of a receive."""
 IP_PKTINFO = 8
 IP_RECVTOS = 13
-IP_TOS = 1
-IPV6_PKTINFO = 50
-IPV6_TCLASS = 67
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
 BUFFER_BYTES = 7 << 20
 """Socket buffers: 7 MB, as wireguard-go asks for (protocol 3.2)."""
 
+PLAIN_SECONDS = 60.0
+"""How long a destination that refused a train gets single datagrams before a train is tried again."""
+
 BIND_ATTEMPTS = 100
 REMEMBERED = 4096
 
+_PKTINFO = (IP_PKTINFO, 50)  # and IPV6_PKTINFO
+_TRAFFIC_CLASS = (1, 67)  # IP_TOS, IPV6_TCLASS
 _SEGMENT = struct.Struct("=H")
 _INT = struct.Struct("=i")
 _IN_PKTINFO = struct.Struct("=I4s4s")
@@ -78,13 +82,21 @@ class Sockets:
         self.send_errors = 0
         """Calls the kernel refused."""
         self.plain_trains = 0
-        """Trains that had to be sent one datagram at a time."""
+        """Trains the kernel refused, which were sent one datagram at a time."""
         self._sockets: dict[int, socket.socket] = {}
         self._controls: dict[tuple[int, bytes, int, int], Control] = {}
         self._endpoints: dict[tuple[object, ...], Endpoint] = {}
         self._sources: dict[bytes, bytes] = {}
         self._dead_sources: set[bytes] = set()
         self._logged: set[int] = set()
+        self._plain_until: dict[tuple[object, ...], float] = {}
+        """Destinations that refused a train, and when to try one again (monotonic seconds)."""
+
+    @property
+    def plain_destinations(self) -> int:
+        """How many destinations get single datagrams because they refused a train."""
+        now = time.monotonic()
+        return sum(until > now for until in self._plain_until.values())
 
     @property
     def is_bound(self) -> bool:
@@ -189,7 +201,7 @@ class Sockets:
             return False
         if segment >= len(datagrams):
             segment = 0
-        elif not self.segmentation:
+        elif not self.segmentation or (self._plain_until and self._is_plain(sockaddr)):
             return self._send_plainly(datagrams, segment, endpoint, source, ds)
         try:
             control = self._controls[family, source, ds, segment]
@@ -226,11 +238,24 @@ class Sockets:
             return self.send(datagrams, segment or len(datagrams), endpoint, source, ds)
         if segment and error.errno in _TRAIN_REFUSED:
             self.plain_trains += 1
-            self._note(error, "a train of datagrams was refused, sending them one by one")
+            if len(self._plain_until) >= REMEMBERED:
+                self._plain_until.clear()
+            self._plain_until[endpoint.sockaddr] = time.monotonic() + PLAIN_SECONDS
+            self._note(error, f"a train of datagrams to {endpoint} was refused, sending them one by one for {PLAIN_SECONDS:g} s")
             return self._send_plainly(datagrams, segment, endpoint, source, ds)
         self.send_errors += 1
         if error.errno != errno.EAGAIN:
             self._note(error, f"sending to {endpoint} failed")
+        return False
+
+    def _is_plain(self, sockaddr: tuple[object, ...]) -> bool:
+        """Whether a destination gets single datagrams for now."""
+        until = self._plain_until.get(sockaddr)
+        if until is None:
+            return False
+        if time.monotonic() < until:
+            return True
+        del self._plain_until[sockaddr]
         return False
 
     def _send_plainly(self, datagrams: bytes | memoryview, segment: int, endpoint: Endpoint, source: bytes, ds: int) -> bool:
@@ -277,9 +302,9 @@ class Sockets:
         for _, kind, data in control:
             if kind == UDP_GRO:
                 received.segment = _INT.unpack(data)[0]
-            elif kind == IP_PKTINFO or kind == IPV6_PKTINFO:
+            elif kind in _PKTINFO:
                 received.source = self._sources.get(data) or self._source(data)
-            elif kind == IP_TOS or kind == IPV6_TCLASS:
+            elif kind in _TRAFFIC_CLASS:
                 received.ecn = data[0] & 3
         try:
             received.endpoint = self._endpoints[address]

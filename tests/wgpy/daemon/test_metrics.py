@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.sim import Sim, packet
+from tun.interface import Offloads
 from wgpy.config import NO_KEY, Endpoint
 from wgpy.core.drops import Drop
 from wgpy.daemon.metrics import DeviceCollector, MetricsServer, renderer
@@ -35,7 +36,7 @@ def base64(key: bytes) -> str:
 
 
 def scraped(sim: Sim, sockets: Sockets | None = None) -> str:
-    return renderer(DeviceCollector("wg0", sim["A"].device, sockets or Sockets()))().decode()
+    return renderer(DeviceCollector("wg0", sim["A"].device, sockets or Sockets(), Offloads()))().decode()
 
 
 def samples(text: str, name: str) -> list[tuple[dict[str, str], float]]:
