@@ -17,12 +17,17 @@ from struct import Struct
 import numpy as np
 from numpy.typing import NDArray
 
-from noise.constants import REJECT_AFTER_MESSAGES
+from noise.constants import MESSAGE_TRANSPORT_DATA, REJECT_AFTER_MESSAGES
 from noise.crypto import InvalidTag
 from noise.keypair import Keypair
 
 _nonce = Struct("<4xQ").pack
 """A counter as the AEAD's nonce: 32 zero bits, then the counter."""
+
+
+_header_into = Struct("<IIQ").pack_into
+_HEADER_LENGTH = 16
+"""Message type, receiver index, counter."""
 
 
 def seal(
@@ -47,15 +52,24 @@ def seal(
         end = max(first, REJECT_AFTER_MESSAGES)
     keypair.send_counter = end
     count = end - first
-    if count == 1:
-        receiver_indices[0] = keypair.remote_index
-        counters[0] = first
-        keypair.encrypt_into(_nonce(first), packets[0], None, sealed[0])
-        return 1
     receiver_indices[:count] = keypair.remote_index
     counters[:count] = np.arange(first, end, dtype=np.uint64)
     deque(map(keypair.encrypt_into, map(_nonce, range(first, end)), packets, repeat(None), sealed), maxlen=0)
     return count
+
+
+def seal_one(keypair: Keypair, packet: memoryview, message: memoryview) -> bool:
+    """Seal one ``packet``, already padded, as ``message``, header included: 32 bytes longer. False if the counters are used up.
+
+    What :func:`seal` does, without numpy: a lone packet would pay more for it than for its encryption.
+    """
+    counter = keypair.send_counter
+    if counter >= REJECT_AFTER_MESSAGES:
+        return False
+    keypair.send_counter = counter + 1
+    _header_into(message, 0, MESSAGE_TRANSPORT_DATA, keypair.remote_index, counter)
+    keypair.encrypt_into(_nonce(counter), packet, None, message[_HEADER_LENGTH:])
+    return True
 
 
 def unseal(keypair: Keypair, counters: Sequence[int], sealed: Sequence[memoryview], packets: Sequence[memoryview]) -> list[int]:
@@ -66,12 +80,6 @@ def unseal(keypair: Keypair, counters: Sequence[int], sealed: Sequence[memoryvie
 
     The next step is the replay window, for the counters that passed: :mod:`noise.replay`.
     """
-    if len(counters) == 1:
-        try:
-            keypair.decrypt_into(_nonce(counters[0]), sealed[0], None, packets[0])
-        except InvalidTag:
-            return [0]
-        return []
     left = iter(counters)
     unsealed = map(keypair.decrypt_into, map(_nonce, left), sealed, repeat(None), packets)
     rejected: list[int] = []
@@ -82,3 +90,12 @@ def unseal(keypair: Keypair, counters: Sequence[int], sealed: Sequence[memoryvie
         except InvalidTag:
             # The failed message is consumed, and a map can be resumed: what is left says where we are.
             rejected.append(len(counters) - length_hint(left) - 1)
+
+
+def unseal_one(keypair: Keypair, counter: int, sealed: memoryview, packet: memoryview) -> bool:
+    """:func:`unseal` for one message. False if it failed to authenticate."""
+    try:
+        keypair.decrypt_into(_nonce(counter), sealed, None, packet)
+    except InvalidTag:
+        return False
+    return True

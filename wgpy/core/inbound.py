@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from noise.keypair import Keypair
-from noise.transport import unseal
+from noise.transport import unseal, unseal_one
 from tun.offload import ZERO_HEADER, Coalescer, Write
 from wgpy.config import Endpoint
 from wgpy.core.arena import HEADER, MAX_LAYOUTS, MAX_ROWS, OVERHEAD, column
@@ -170,7 +170,7 @@ class Inbound:
             self.flush()
             layout = None
         packet = self._plain[: size - OVERHEAD] if layout is None else layout.packets[len(self._held)][: size - OVERHEAD]
-        if unseal(keypair, (counter,), (self._view[start + HEADER : end],), (packet,)):
+        if not unseal_one(keypair, counter, self._view[start + HEADER : end], packet):
             self._device.count_drop(Drop.BAD_TAG)
             return
         if not keypair.replay_window.accept(counter):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from noise.transport import seal
+from noise.transport import seal, seal_one
 from tun.offload import OffloadError, Superpacket, complete_checksum, complete_checksums
 from wgpy.core.arena import HEADER, MAX_LAYOUTS, MAX_ROWS, MAX_SEGMENTS, MAX_TRAIN, OVERHEAD, TAG, column, padded_length
 from wgpy.core.drops import Drop
@@ -93,6 +93,7 @@ class Outbound:
         overflow = self._superpacket[self._stride :]
         header = memoryview(self._header)
         self._reads = [[header, slot, overflow] for slot in self._slots]
+        self._message = memoryview(bytearray(self._stride + OVERHEAD))
         self._layouts: dict[int, _Layout] = {}
         self._typed = None
         self.buffers = self._reads[0]
@@ -210,9 +211,6 @@ class Outbound:
             if len(self._layouts) >= MAX_LAYOUTS:
                 self._layouts.clear()
             layout = self._layouts[padded] = _Layout(padded, self._packets, self._stride, self._datagrams)
-        if layout is not self._typed:
-            layout.types[:] = TRANSPORT
-            self._typed = layout
         self._peer, self._layout, self._ecn = peer, layout, ecn
 
     def _seal(self, tail: int, now: float) -> None:
@@ -247,8 +245,15 @@ class Outbound:
 
     def _send_train(self, layout: _Layout, first: int, rows: int, tail: int, now: float) -> None:
         """Seal ``rows`` rows, at most a train, and send them."""
+        if rows == 1:
+            packet = layout.packets[first]
+            self._send_one(packet[:tail] if tail else packet, layout.datagram, now)
+            return
         peer = self._peer
         assert peer is not None
+        if layout is not self._typed:
+            layout.types[:] = TRANSPORT
+            self._typed = layout
         size = rows * layout.datagram
         packets, sealed = layout.packets[first : first + rows], layout.sealed[:rows]
         if tail:
@@ -261,6 +266,17 @@ class Outbound:
             self._device.count_drop(Drop.NO_SESSION, rows)
             return
         self._device.data_sealed(peer, self._datagrams_view[:size], layout.datagram, rows, self._ecn, now)
+
+    def _send_one(self, packet: memoryview, segment: int, now: float) -> None:
+        """Seal one padded ``packet`` of a run and send it, past numpy and whatever else a lone packet does not need."""
+        peer, size = self._peer, len(packet) + OVERHEAD
+        assert peer is not None
+        message = self._message[:size]
+        keypair = peer.keypairs.current
+        if keypair is None or not seal_one(keypair, packet, message):
+            self._device.count_drop(Drop.NO_SESSION)
+            return
+        self._device.data_sealed(peer, message, segment, 1, self._ecn, now)
 
     def _checksum_field(self) -> tuple[int, int]:
         """csum_start and csum_offset of the header just read, little-endian as every machine that runs this."""

@@ -54,6 +54,8 @@ class Pump:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
         self._busy = False
+        self._is_quiet = True
+        """Whether the TUN's last turn brought one packet only: then the next one does not wait for company."""
 
     def start(self, device: Device) -> None:
         """Begin reading the TUN for ``device``."""
@@ -107,14 +109,15 @@ class Pump:
     def _tun_readable(self) -> None:
         device, tun, outbound = self._device, self._tun, self._device.outbound
         now = boottime()
-        left = TUN_BYTES
+        left, reads = TUN_BYTES, 0
         try:
-            for _ in range(TUN_READS):
+            while left > 0 and reads < TUN_READS:
                 size = tun.read(outbound.buffers)
                 outbound.packet_read(size, now)
                 left -= size
-                if left < 0:
-                    break
+                reads += 1
+                if reads == 1 and self._is_quiet:
+                    outbound.flush(now)  # before the read that finds nothing, which costs a lone packet 30 µs on a cold core
             # There is more to read: what has gathered is the beginning of the next turn's first train.
         except BlockingIOError:
             outbound.flush(now)
@@ -128,6 +131,7 @@ class Pump:
             log.error("reading the interface failed: %s", error.strerror)
             self._gone()
             return
+        self._is_quiet = reads <= 1
         if device.next_deadline() < self._timer_at:
             self._arm(now)
 
