@@ -473,8 +473,9 @@ def splitting(data: bytes) -> Callable[[int], Iterator[Round]]:
     def rounds(batches: int) -> Iterator[Round]:
         header, packet = data[: VIRTIO_HEADER.size], memoryview(data)[VIRTIO_HEADER.size :]
         rows = np.zeros((64, 1472), np.uint8)
+        columns = Superpacket.parse(header, packet).columns_of(rows)
         while True:
-            yield Round(lambda: Superpacket.parse(header, packet).fill(rows))
+            yield Round(lambda: Superpacket.parse(header, packet).fill_columns(columns, 0, 0))
 
     return rounds
 

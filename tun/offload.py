@@ -65,18 +65,6 @@ class Layout:
         self.checksum = l4 + (16 if is_tcp else 6)
         self.length_at = 2 if is_v4 else 4
         self.length_counts_from = 0 if is_v4 else 40  # IPv6 counts what follows its fixed header
-        places: dict[str, tuple[str, int]] = {"length": (">u2", self.length_at), "checksum": ("=u2", self.checksum)}
-        if is_v4:
-            places |= {"id": (">u2", 4), "ip_checksum": (">u2", 10)}
-        places |= {"sequence": (">u4", l4 + 4)} if is_tcp else {"udp_length": (">u2", l4 + 4)}
-        self.fields = np.dtype(
-            {
-                "names": list(places),
-                "formats": [kind for kind, _ in places.values()],
-                "offsets": [at for _, at in places.values()],
-                "itemsize": length,
-            }
-        )
         # Headers of neighbours in a superpacket, read as words of 32 bits: a mask over what is not a checksum, and by how much
         # each word grows from one to the next (the coalescer adds by how much ids and sequence numbers do).
         mask = bytearray(b"\xff" * length)
@@ -111,11 +99,7 @@ def _word_sums(rows: Rows, start: int, end: int) -> NDArray[np.uint64]:
     """For each row the sum of the words in its bytes ``start`` to ``end``, not yet folded."""
     stop = start + (end - start & ~3)
     sums: NDArray[np.uint64] = np.add.reduce(rows[:, start:stop].view(np.uint32), axis=1, dtype=np.uint64)
-    if end - stop & 2:
-        sums += rows[:, stop : stop + 2].view(np.uint16)[:, 0]
-        stop += 2
-    if stop < end:  # an odd byte is the high half of a last word
-        sums += rows[:, stop] if _LITTLE_ENDIAN else rows[:, stop].astype(np.uint64) << np.uint64(8)
+    _WordRest(rows, stop, end).add(sums, 0, len(rows))
     return sums
 
 
@@ -228,59 +212,116 @@ class Superpacket:
         Columns from ``row_length`` on are left alone. A shorter last packet is followed by zeros up to there. Raises
         OffloadError if ``row_length`` exceeds the rows.
         """
-        count: int = min(rows.shape[0], self.count - first)
+        return self.fill_columns(self.columns_of(rows), 0, first)
+
+    def columns_of(self, rows: Rows) -> "Columns":
+        """What :meth:`fill_columns` needs to know of ``rows``: good for every superpacket of the same ``kind``."""
+        return Columns(rows, *self.kind)
+
+    @property
+    def kind(self) -> tuple[Layout, int]:
+        return self._layout, self.row_length
+
+    def fill_columns(self, columns: "Columns", start: int, first: int) -> int:
+        """:meth:`fill` from row ``start`` of an arena whose views were made earlier: they cost as much as half the filling."""
+        count = min(columns.count - start, self.count - first)
         if count <= 0:
             return 0
-        where, width = self._layout, self.row_length
-        if rows.shape[1] < width:
-            raise OffloadError(f"packets of {width} bytes in rows of {rows.shape[1]}")
-        rows = rows[:count]
-        short_by = width - self.last_length if first + count == self.count else 0
+        where, size = self._layout, self._gso_size
+        end = start + count
+        is_last = first + count == self.count
+        short_by = self.row_length - self.last_length if is_last else 0
 
-        rows[:, : where.length] = self._header
-        self._copy_payload(rows, first, short_by)
-        fields = rows[:, : where.length].view(where.fields)[:, 0]
-        if where.is_v4:
-            self._number_ipv4(fields, self._id + first, short_by)
-        if where.is_tcp:
-            sequence = self._sequence + first * self._gso_size
-            fields["sequence"] = np.arange(sequence, sequence + count * self._gso_size, self._gso_size)  # wraps when stored
-            if first == 0:
-                rows[0, where.l4 + 13] |= self._flags & CWR
-            if first + count == self.count:
-                rows[-1, where.l4 + 13] |= self._flags & (FIN | PSH)
+        columns.headers[start:end] = self._header
+        full = count - (short_by > 0)
+        copied = (first + full) * size
+        columns.payloads[start : start + full] = self._payload[first * size : copied].reshape(full, size)
         if short_by:
-            fields["length"][-1] = self.last_length - where.length_counts_from
+            rest = columns.payloads[end - 1]
+            rest[:-short_by] = self._payload[copied:]
+            rest[-short_by:] = 0  # adds nothing to the row's sum
+        if where.is_v4:
+            self._number_ipv4(columns, start, end, self._id + first, short_by)
+        if where.is_tcp:
+            sequence = self._sequence + first * size
+            columns.sequences[start:end] = np.arange(sequence, sequence + count * size, size)  # wraps when stored
+            if first == 0 and self._flags & CWR:
+                columns.flags[start] |= CWR
+            if is_last and self._flags & (FIN | PSH):
+                columns.flags[end - 1] |= self._flags & (FIN | PSH)
+        if short_by:
+            columns.lengths[end - 1] = self.last_length - where.length_counts_from
             if not where.is_tcp:
-                fields["udp_length"][-1] = self.last_length - where.l4
+                columns.udp_lengths[end - 1] = self.last_length - where.l4
 
-        negated = (_ZERO - self._pseudo) - _word_sums(rows, where.l4, width)
+        negated = (_ZERO - self._pseudo) - columns.sums(start, end)
         if short_by:
             negated[-1] += _native(short_by)  # its pseudo-header counts fewer bytes
-        fields["checksum"] = _fold(negated, where.is_tcp)
+        columns.checksums[start:end] = _fold(negated, where.is_tcp)
         return count
 
-    def _copy_payload(self, rows: Rows, first: int, short_by: int) -> None:
-        headers, size = self._layout.length, self._gso_size
-        full = len(rows) - (short_by > 0)
-        start, end = first * size, (first + full) * size
-        rows[:full, headers : self.row_length] = self._payload[start:end].reshape(full, size)
-        if short_by:
-            rows[full, headers : self.last_length] = self._payload[end:]
-            rows[full, self.last_length : self.row_length] = 0  # adds nothing to the row's sum
-
-    def _number_ipv4(self, fields: NDArray[Any], first_id: int, short_by: int) -> None:
+    def _number_ipv4(self, columns: "Columns", start: int, end: int, first_id: int, short_by: int) -> None:
         """The id grows by one from row to row, so the header checksum falls by one."""
-        count = len(fields)
+        count = end - start
         ids = np.arange(first_id, first_id + count)
-        fields["id"] = ids  # wraps when stored
+        columns.ids[start:end] = ids  # wraps when stored
         checksum = -(self._ip_sum + first_id) % 65535
         if first_id + count <= 0x10000 and checksum >= count:
-            fields["ip_checksum"] = np.arange(checksum, checksum - count, -1)
+            columns.ip_checksums[start:end] = np.arange(checksum, checksum - count, -1)
         else:
-            fields["ip_checksum"] = -(self._ip_sum + (ids & 0xFFFF)) % 65535
+            columns.ip_checksums[start:end] = -(self._ip_sum + (ids & 0xFFFF)) % 65535
         if short_by:
-            fields["ip_checksum"][-1] = (int(fields["ip_checksum"][-1]) + short_by) % 65535
+            columns.ip_checksums[end - 1] = (int(columns.ip_checksums[end - 1]) + short_by) % 65535
+
+
+class Columns:
+    """Rows of an arena, seen as the columns that superpackets of one kind are written to: one headers' layout, one length."""
+
+    def __init__(self, rows: Rows, where: Layout, width: int) -> None:
+        """For packets of ``width`` bytes. Raises OffloadError if that exceeds the rows."""
+        if rows.shape[1] < width:
+            raise OffloadError(f"packets of {width} bytes in rows of {rows.shape[1]}")
+
+        def column(at: int, kind: str) -> NDArray[Any]:
+            length = np.dtype(kind).itemsize
+            found: NDArray[Any] = rows[:, at : at + length].view(kind)[:, 0]
+            return found
+
+        self.count: int = rows.shape[0]
+        self.headers = rows[:, : where.length]
+        self.payloads = rows[:, where.length : width]
+        self.lengths = column(where.length_at, ">u2")
+        self.checksums = column(where.checksum, "=u2")
+        if where.is_v4:
+            self.ids, self.ip_checksums = column(4, ">u2"), column(10, ">u2")
+        if where.is_tcp:
+            self.sequences, self.flags = column(where.l4 + 4, ">u4"), rows[:, where.l4 + 13]
+        else:
+            self.udp_lengths = column(where.l4 + 4, ">u2")
+        stop = where.l4 + (width - where.l4 & ~3)
+        self._words = rows[:, where.l4 : stop].view(np.uint32)
+        self._rest = _WordRest(rows, stop, width)
+
+    def sums(self, start: int, end: int) -> NDArray[np.uint64]:
+        """For each of the rows the sum of the words behind the IP header, not yet folded."""
+        sums: NDArray[np.uint64] = np.add.reduce(self._words[start:end], axis=1, dtype=np.uint64)
+        self._rest.add(sums, start, end)
+        return sums
+
+
+class _WordRest:
+    """What is left of rows when their 32-bit words are summed: the bytes ``start`` to ``end``, at most three."""
+
+    def __init__(self, rows: Rows, start: int, end: int) -> None:
+        self._half = rows[:, start : start + 2].view(np.uint16)[:, 0] if end - start & 2 else None
+        self._odd = rows[:, end - 1] if end - start & 1 else None
+
+    def add(self, sums: NDArray[np.uint64], start: int, end: int) -> None:
+        if self._half is not None:
+            sums += self._half[start:end]
+        if self._odd is not None:  # an odd byte is the high half of a last word
+            odd = self._odd[start:end]
+            sums += odd if _LITTLE_ENDIAN else odd.astype(np.uint64) << np.uint64(8)
 
 
 def _superpacket_layout(gso_type: int, packet: memoryview, l4: int) -> Layout:

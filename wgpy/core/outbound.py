@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from noise.transport import seal, seal_one
-from tun.offload import OffloadError, Superpacket, complete_checksum, complete_checksums
+from tun.offload import Columns, Layout, OffloadError, Superpacket, complete_checksum, complete_checksums
 from wgpy.core.arena import HEADER, MAX_LAYOUTS, MAX_ROWS, MAX_SEGMENTS, MAX_TRAIN, OVERHEAD, TAG, column, padded_length
 from wgpy.core.drops import Drop
 from wgpy.core.peer import Peer
@@ -95,6 +95,7 @@ class Outbound:
         self._reads = [[header, slot, overflow] for slot in self._slots]
         self._message = memoryview(bytearray(self._stride + OVERHEAD))
         self._layouts: dict[int, _Layout] = {}
+        self._columns: dict[tuple[Layout, int], Columns] = {}
         self._typed = None
         self.buffers = self._reads[0]
 
@@ -333,7 +334,7 @@ class Outbound:
             peer is self._peer and ecn == self._ecn and padded == self._layout.padded  # type: ignore[union-attr]
         ):
             self.flush(now)
-        matrix = self._matrix
+        matrix, columns = self._matrix, self._columns_for(superpacket)
         first = 0
         while first < superpacket.count:
             if not self._count:
@@ -341,7 +342,7 @@ class Outbound:
             layout = self._layout
             assert layout is not None
             start = self._count
-            end = self._count = start + superpacket.fill(matrix[start:], first)
+            end = self._count = start + superpacket.fill_columns(columns, start, first)
             if padded != row_length:
                 matrix[start:end, row_length:padded] = 0
             first += end - start
@@ -355,6 +356,14 @@ class Outbound:
                 self._seal_full_trains(layout, now)
         if self._count:
             self.buffers = self._reads[self._count]
+
+    def _columns_for(self, superpacket: Superpacket) -> Columns:
+        columns = self._columns.get(superpacket.kind)
+        if columns is None:
+            if len(self._columns) >= MAX_LAYOUTS:
+                self._columns.clear()
+            columns = self._columns[superpacket.kind] = superpacket.columns_of(self._matrix)
+        return columns
 
     def _stage_superpacket(self, peer: Peer, superpacket: Superpacket, now: float) -> None:
         """Keep the segments of a superpacket until there is a session."""
