@@ -277,7 +277,8 @@ class Device:
             self.count_drop(Drop.NO_ENDPOINT, count)
             return
         timers = peer.timers
-        timers.any_authenticated_packet_traversal(now)
+        if timers.persistent_keepalive:
+            timers.any_authenticated_packet_traversal(now)
         timers.any_authenticated_packet_sent()
         if self.outputs.send(datagrams, segment, endpoint, peer.source, ecn):
             peer.tx_bytes += len(datagrams)
@@ -310,7 +311,8 @@ class Device:
             timers.sent_lastminute_handshake = True
             self.send_initiation(peer, now)
         timers.any_authenticated_packet_received()
-        timers.any_authenticated_packet_traversal(now)
+        if timers.persistent_keepalive:
+            timers.any_authenticated_packet_traversal(now)
         if has_data:
             timers.data_received(now)
         if confirmed:  # behind the timers: what came in is no answer to what goes out only now

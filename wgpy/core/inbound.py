@@ -117,11 +117,10 @@ class Inbound:
         control message that makes an answer leave from the address they came to (b"" where that is unknown); ``ecn`` are
         the two ECN bits of the outer header.
         """
-        arrival = _Arrival(endpoint, source, ecn, now)
         if segment and segment < size:
-            self._burst(size, segment, arrival)
+            self._burst(size, segment, _Arrival(endpoint, source, ecn, now))
         else:
-            self._single(0, size, arrival)
+            self._single(0, size, endpoint, source, ecn, now)
 
     def flush(self) -> None:
         """Deliver what is held. To be called when a burst of receives is over."""
@@ -151,7 +150,7 @@ class Inbound:
             layout.matrix[:size] = layout.matrix[done:count]
             self._held_lengths, self._held, self._held_layout = kept, layout.packets[:size], layout
 
-    def _single(self, start: int, end: int, arrival: _Arrival) -> None:
+    def _single(self, start: int, end: int, endpoint: Endpoint, source: bytes, ecn: int, now: float) -> None:
         """One datagram at ``start`` of the buffer: no numpy, whose fixed cost is many times its whole budget."""
         size = end - start
         if size < OVERHEAD:
@@ -159,9 +158,9 @@ class Inbound:
             return
         kind, receiver, counter = _HEADER.unpack_from(self._datagrams, start)
         if kind != TRANSPORT:
-            self._message(start, end, arrival)
+            self._device.message_received(bytes(self._view[start:end]), endpoint, source, now)
             return
-        found = self._keypair(receiver, 1, arrival.now)
+        found = self._keypair(receiver, 1, now)
         if found is None:
             return
         peer, keypair = found
@@ -177,12 +176,12 @@ class Inbound:
             self._device.count_drop(Drop.REPLAYED)
             return
         has_data = size > OVERHEAD
-        self._device.data_opened(peer, keypair, arrival.endpoint, arrival.source, size, has_data, arrival.now)
+        self._device.data_opened(peer, keypair, endpoint, source, size, has_data, now)
         if has_data:
             length = self._accept(peer, packet)
             if length:
-                if arrival.ecn:
-                    decapsulate_ecn(packet, arrival.ecn)
+                if ecn:
+                    decapsulate_ecn(packet, ecn)
                 if layout is None:
                     self._device.outputs.write((ZERO_HEADER, packet[:length]))
                 else:  # it may be the end of what is held: a superpacket takes two trains, the second of which is short
@@ -207,7 +206,7 @@ class Inbound:
             last = tail if has_tail and end == rows else segment
             self._run(layout, heads[first], first, end, last, arrival)
         if tail and not has_tail:
-            self._single(count * segment, size, arrival)
+            self._single(count * segment, size, *arrival)
 
     def _layout(self, segment: int, count: int) -> _Layout:
         layout = self._layouts.get(segment)

@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from math import inf
 
 from tun.interface import Tun, TunDown, TunGone, TunRefused
-from wgpy.config import Endpoint
 from wgpy.core.device import Device
 from wgpy.core.drops import Drop
 from wgpy.daemon.udp import Received, Sockets
@@ -51,6 +50,7 @@ class Pump:
     def __init__(self, tun: Tun, sockets: Sockets, gone: Callable[[], None]) -> None:
         self._tun = tun
         self._sockets = sockets
+        self.send = sockets.send
         self._gone = gone
         self._loop = asyncio.get_running_loop()
         self._received = Received()
@@ -83,9 +83,6 @@ class Pump:
 
     # -- outputs -------------------------------------------------------------------------------------------------
 
-    def send(self, datagrams: bytes | memoryview, segment: int, endpoint: Endpoint, source: bytes, ds: int) -> bool:
-        return self._sockets.send(datagrams, segment, endpoint, source, ds)
-
     def write(self, buffers: Sequence[bytes | memoryview]) -> None:
         """Hand a packet to the TUN. What it does not take is lost and counted, as with a full receive ring."""
         try:
@@ -112,18 +109,17 @@ class Pump:
     def _tun_readable(self) -> None:
         device, tun, outbound = self._device, self._tun, self._device.outbound
         now = boottime()
-        left, reads = TUN_BYTES, TUN_READS
-        if now - self._tun_rested > REST:
-            reads = 1
         try:
-            while left > 0 and reads:
-                size = tun.read(outbound.buffers)
-                outbound.packet_read(size, now)
-                left -= size
-                reads -= 1
-            # There may be more to read. Then what has gathered is the beginning of the next turn's first train.
             if now - self._tun_rested > REST:
-                outbound.flush(now)
+                outbound.lone_packet_read(tun.read(outbound.buffers), now)
+            else:
+                left, reads = TUN_BYTES, TUN_READS
+                while left > 0 and reads:
+                    size = tun.read(outbound.buffers)
+                    outbound.packet_read(size, now)
+                    left -= size
+                    reads -= 1
+            # There may be more to read. Then what has gathered is the beginning of the next turn's first train.
         except BlockingIOError:
             outbound.flush(now)
         except (TunRefused, TunDown):
@@ -156,6 +152,8 @@ class Pump:
             else:
                 device.count_drop(Drop.UNKNOWN_MESSAGE)
         inbound.flush()
+        if now - self._sockets_rested > REST:
+            self._tun_readable()  # what came may have been answered by the kernel of this node or of a pod, at once
         self.settle(now)
         self._sockets_rested = boottime()
 
