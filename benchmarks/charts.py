@@ -189,7 +189,7 @@ def _plain(axes: Axes, planes: Sequence[str]) -> None:
 
 
 def _headline(figure: Figure, report: Report, title: str, height: float) -> None:
-    said = f"{title}  ({show.EMULATED})" if report.emulated else title
+    said = f"{title}, {show.EMULATED}" if report.emulated else title
     figure.text(0.02, 1 - 0.34 / height, said, fontsize=13, fontweight="bold", color=INK)
 
 

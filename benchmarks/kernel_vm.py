@@ -11,7 +11,7 @@ script says, a report, and an exit status. When the script ends, so does the gue
 Everything in the guest is *emulated* (qemu TCG, which needs no KVM): each instruction is translated, vector instructions
 are played in software. It is ten to fifty times slower than this machine, and not evenly so: cryptography in vector
 instructions loses more than system calls do. And what a kernel measures in time shrinks: TCP fills a superpacket with what
-it sends in a millisecond, here one or two segments in place of 46, so that planes which work in batches have few to work on.
+it sends in a millisecond, here one or two segments in place of 46. The suite makes up for that one (``suite.slow_clock``).
 Ratios hold for the emulated machine; of a real one they are a hint.
 """
 

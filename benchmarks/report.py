@@ -247,8 +247,13 @@ def markdown(report: Report) -> str:
     for group, rows in report.groups().items():
         planes = columns(report, rows)
         lines += [f"## {_title(report, group)}", "", *_grid(["", "", *planes], _markdown_lines(report, rows, planes)), ""]
-    judged = [[*_judged(verdict)] for verdict in judge(report)]
-    lines += [f"## {_title(report, 'Floors and goals')}", "", *_grid(["", "floor", "goal", "measured", "verdict"], judged), ""]
+    if judged := [[*_judged(verdict)] for verdict in judge(report)]:
+        lines += [
+            f"## {_title(report, 'Floors and goals')}",
+            "",
+            *_grid(["", "floor", "goal", "measured", "verdict"], judged),
+            "",
+        ]
     for title, said in (("Failed", failures(report)), ("Notes", notes(report))):
         lines += [f"## {title}", "", *(f"* {_cell_safe(line)}" for line in said), ""] if said else []
     lines += ["## Before each round", ""]

@@ -1,6 +1,6 @@
 """Cryptokey routing: which peer owns an address (paper section 2).
 
-HOT (lookup); guarded by ``benchmarks/seam.py``.
+HOT (lookup); guarded by ``benchmarks/micro.py``.
 
 A table for each prefix length maps the leading bits of an address to its owner, and a lookup tries the lengths in use
 from the longest down. Real tables use a handful of lengths (Calico: blocks of /26 and single /32), so this is two or

@@ -1,6 +1,6 @@
 """Datagrams in, packets out: the way from the network to the TUN.
 
-HOT; guarded by ``benchmarks/seam.py``.
+HOT; guarded by ``benchmarks/micro.py``.
 
 The daemon receives into ``buffer``, with UDP_GRO up to 64 KB of equal datagrams of one sender, of which the last may be
 shorter, and reports what it got. Such a burst is cut into *runs*: transport data under one receiver index. A run is
@@ -79,7 +79,7 @@ class _Layout:
         self.ipv4_lengths = column(packets, rows, padded, 2, ">u2")
         self.ipv4_sources = column(packets, rows, padded, 12, "<u4")
         self.ipv6_lengths = column(packets, rows, padded, 4, ">u2")
-        self.ipv6_sources = np.ndarray((rows, 2), dtype="<u8", buffer=packets, offset=8, strides=(padded, 8))
+        self.ipv6_sources = np.ndarray((rows,), dtype="V16", buffer=packets, offset=8, strides=(padded,))
 
 
 class _Arrival(NamedTuple):
@@ -328,7 +328,9 @@ class Inbound:
             lengths: list[int] = layout.ipv4_lengths[rows].tolist()
         elif version == 6 and last >= 40:
             sources, address, least = layout.ipv6_sources[rows].tolist(), bytes(first[8:24]), 40
-            lengths = [length + 40 for length in layout.ipv6_lengths[rows].tolist()]
+            lengths = layout.ipv6_lengths[rows].tolist()
+            equal = lengths.count(lengths[0]) == count
+            lengths = [lengths[0] + 40] * count if equal else [length + 40 for length in lengths]
         else:
             return None
         if sources.count(sources[0]) != count or lengths[-1] > last:

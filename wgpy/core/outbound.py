@@ -1,6 +1,6 @@
 """Packets in, datagrams out: the way from the TUN to the network.
 
-HOT; guarded by ``benchmarks/seam.py``.
+HOT; guarded by ``benchmarks/micro.py``.
 
 The daemon reads the TUN straight into the buffers this module names, and reports each read. Packets gather in the rows
 of an arena for as long as they form a *run*: one peer, one padded length, one ECN mark. A run is sealed by one call and

@@ -1,6 +1,6 @@
 """The pump: what is readable is read, within a budget, and handed to the device with one ``now``.
 
-HOT; guarded by ``benchmarks/seam.py``.
+HOT; guarded by ``benchmarks/micro.py``.
 
 One loop, one thread. A readable TUN or socket is drained for a bounded number of reads, so that neither direction, nor
 the UAPI socket, nor a timer waits for long; what is left is still readable and its turn comes again. The loop's timer

@@ -1,6 +1,6 @@
 """The outer sockets: one for IPv4 and one for IPv6 on the same port.
 
-HOT (send, receive); guarded by ``benchmarks/seam.py``.
+HOT (send, receive); guarded by ``benchmarks/micro.py``.
 
 Trains go out in one call with UDP_SEGMENT and come in with one call with UDP_GRO. Both are probed; without them
 everything works, one datagram a call. Where the way to a destination refuses a train (EIO: the device cannot checksum it;
