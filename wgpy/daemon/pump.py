@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 TUN_READS = 64
 """Reads of the TUN in one turn: a run of small packets."""
 TUN_BYTES = 1 << 20
-"""Bytes read from the TUN in one turn: sixteen superpackets, as many as UDP_READS."""
-UDP_READS = 16
-"""Receives of a socket in one turn: up to 1 MB."""
+"""Bytes read from the TUN in one turn: sixteen superpackets."""
+UDP_READS = 8
+"""Receives of a socket in one turn: up to 512 KB."""
 REST = 2e-3
 """Seconds without a turn after which one read is a turn. A packet that comes alone is not kept waiting by the read that finds
 nothing, which on a core that has slept costs 30 µs; where more wait, the loop comes back at once."""
