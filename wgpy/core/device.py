@@ -304,6 +304,7 @@ class Device:
         keypairs = peer.keypairs
         confirmed = keypair is keypairs.next
         if confirmed:
+            self._forget_handshake(peer)  # an initiation of ours that crossed with theirs is not needed any more
             self._forget_keypairs(keypairs.confirmed())
             self._handshake_complete(peer, now)
         current = keypairs.current
@@ -405,10 +406,6 @@ class Device:
         peer.endpoint, peer.source = endpoint, source
         keypair = Keypair.derived(keys, now)
         self.indices[index] = (peer, keypair)
-        if local.public > peer.public_key:
-            # An initiation of our own that is under way has crossed with this one. The kernel's WireGuard forgets its own then;
-            # if both ends do, two that always have something to send can go on crossing for ever. So the lower key keeps its own.
-            self._forget_handshake(peer)
         self._forget_keypairs(peer.keypairs.responder_derived(keypair))
         peer.timers.session_derived(now)
         peer.timers.handshake_sent(now)
@@ -435,7 +432,15 @@ class Device:
         # The index goes on: it named the handshake, now it names the session.
         self.indices[index] = (peer, new)
         peer.handshake, peer.handshake_index = None, 0
-        self._forget_keypairs(peer.keypairs.initiator_derived(new))
+        # Initiations that cross make two sessions: each end keeps its own initiation, since the kernel's WireGuard forgets its
+        # own. Both ends must settle on one session, or both would rekey it and lose a round trip of packets each time. So the
+        # higher key leaves the lower one's as ``next``, and goes over to it when data comes under it.
+        keypairs = peer.keypairs
+        theirs = keypairs.next if local.public > peer.public_key else None
+        if theirs is not None:
+            keypairs.next = None
+        self._forget_keypairs(keypairs.initiator_derived(new))
+        keypairs.next = theirs
         peer.timers.session_derived(now)
         self._handshake_complete(peer, now)
         peer.rx_bytes += len(message)
