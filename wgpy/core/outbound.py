@@ -275,7 +275,6 @@ class Outbound:
         if left:
             self._matrix[:left, : layout.padded] = self._matrix[first : first + left, : layout.padded]
         self._count = left
-        self._count = left
         self.buffers = self._reads[left]
 
     def _send_train(self, layout: _Layout, first: int, rows: int, tail: int, now: float) -> None:

@@ -23,8 +23,8 @@ from wgpy.daemon.udp import Received, Sockets
 
 log = logging.getLogger(__name__)
 
-TUN_READS = 64
-"""Reads of the TUN in one turn: a run of small packets."""
+TUN_READS = 128
+"""Reads of the TUN in one turn: two trains of small packets."""
 TUN_BYTES = 1 << 20
 """Bytes read from the TUN in one turn: sixteen superpackets."""
 UDP_READS = 8
@@ -119,7 +119,7 @@ class Pump:
                     outbound.packet_read(size, now)
                     left -= size
                     reads -= 1
-            # There may be more to read. Then what has gathered is the beginning of the next turn's first train.
+                outbound.flush(now)  # there may be nothing more to read, and so no next turn
         except BlockingIOError:
             outbound.flush(now)
         except (TunRefused, TunDown):
@@ -134,7 +134,8 @@ class Pump:
             return
         if device.next_deadline() < self._timer_at:
             self._arm(now)
-        self._tun_rested = boottime()
+        self._tun_rested = end = boottime()
+        self._sockets_rested += end - now  # the other way's turn is no rest
 
     def _socket_readable(self, sock: socket.socket) -> None:
         device, inbound, received = self._device, self._device.inbound, self._received
@@ -152,10 +153,12 @@ class Pump:
             else:
                 device.count_drop(Drop.UNKNOWN_MESSAGE)
         inbound.flush()
-        if now - self._sockets_rested > REST:
+        has_rested = now - self._sockets_rested > REST
+        self._sockets_rested = end = boottime()
+        self._tun_rested += end - now
+        if has_rested:
             self._tun_readable()  # what came may have been answered by the kernel of this node or of a pod, at once
         self.settle(now)
-        self._sockets_rested = boottime()
 
     def settle(self, now: float) -> None:
         """After anything was fed to the device: work on handshakes, and see that its next deadline is kept."""

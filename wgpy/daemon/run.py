@@ -72,6 +72,8 @@ class Process:
         self._greeting: asyncio.Task[None] | None = None
         self._is_restored = False
         without = _without()
+        if sockets := without - {"tun-offload"}:
+            log.warning("the sockets do without %s, as WGPY_WITHOUT says: this costs speed", ", ".join(sorted(sockets)))
         self._sockets = Sockets(segmentation="udp-gso" not in without, coalescing="udp-gro" not in without)
         self._pump = Pump(tun, self._sockets, self._stop)
         self._socket_file = Path(listener.getsockname())

@@ -88,7 +88,7 @@ class Sockets:
         self._endpoints: dict[tuple[object, ...], Endpoint] = {}
         self._sources: dict[bytes, bytes] = {}
         self._dead_sources: set[bytes] = set()
-        self._logged: set[int] = set()
+        self._logged: set[tuple[int | None, bool]] = set()
         self._plain_until: dict[tuple[object, ...], float] = {}
         """Destinations that refused a train, and when to try one again (monotonic seconds)."""
 
@@ -237,11 +237,15 @@ class Sockets:
             self._controls.clear()
             return self.send(datagrams, segment or len(datagrams), endpoint, source, ds)
         if segment and error.errno in _TRAIN_REFUSED:
+            if source in self._dead_sources:  # suspected above, and innocent
+                self._dead_sources.discard(source)
+                self._controls.clear()
             self.plain_trains += 1
             if len(self._plain_until) >= REMEMBERED:
                 self._plain_until.clear()
             self._plain_until[endpoint.sockaddr] = time.monotonic() + PLAIN_SECONDS
-            self._note(error, f"a train of datagrams to {endpoint} was refused, sending them one by one for {PLAIN_SECONDS:g} s")
+            what = f"a train of datagrams to {endpoint} was refused, sending them one by one for {PLAIN_SECONDS:g} s"
+            self._note(error, what, is_train=True)
             return self._send_plainly(datagrams, segment, endpoint, source, ds)
         self.send_errors += 1
         if error.errno != errno.EAGAIN:
@@ -283,10 +287,10 @@ class Sockets:
         self._controls[family, source, ds, segment] = control
         return control
 
-    def _note(self, error: OSError, what: str) -> None:
+    def _note(self, error: OSError, what: str, *, is_train: bool = False) -> None:
         """Log each kind of error once: the hot path does not log."""
-        if error.errno not in self._logged:
-            self._logged.add(error.errno or 0)
+        if (error.errno, is_train) not in self._logged:
+            self._logged.add((error.errno, is_train))
             log.warning("%s: %s (further ones are only counted)", what, error.strerror)
 
     # -- receive -------------------------------------------------------------------------------------------------
