@@ -3,10 +3,10 @@
 HOT; guarded by ``benchmarks/micro.py``.
 
 The daemon reads the TUN straight into the buffers this module names, and reports each read. Packets gather in the rows
-of an arena for as long as they form a *run*: one peer, one padded length, one ECN mark. A run is sealed by one call and
-leaves as one train of equal datagrams (UDP_SEGMENT), of which only the last may be shorter. A TSO superpacket is a run
-by itself; forty small packets read one after another are one, too. Cryptokey routing is per read; timers, counters and
-key checks are per run.
+of an arena for as long as they form a *run*: one peer, one padded length, one ECN mark. A superpacket adds its segments,
+a small packet itself. Whenever the rows make a full *train*, what one UDP_SEGMENT call carries, it is sealed by one call and
+sent; the rest leaves when the run cannot go on or the reads are over. Of a train only the last datagram may be shorter.
+Cryptokey routing is per read; timers, counters and key checks are per train. A packet that comes alone has a way of its own.
 
 All memory is allocated once. Plain packets stand in rows of a fixed stride, wide enough for the MTU; datagrams stand
 back to back in a second buffer, because UDP_SEGMENT wants them so. The views that cut both into rows of one padded
