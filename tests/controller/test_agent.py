@@ -119,6 +119,8 @@ def test_switched_off_nothing_is_left_and_switched_on_everything_is_back(lab: La
     assert one.routes() == {} and one.peers() == {}
     lab.until(lambda: one.link(WG4)[2] == [], "the allocator has taken the address back")
     assert "wgpy" not in one.run("nft", "list", "ruleset")
+    # Until the other node has let its address go, too, it answers to it in clear.
+    lab.until(lambda: lab.nodes[2].link(WG4)[2] == [], "the other node is switched off")
     assert one.ping("10.42.2.0") is False
 
     lab.felix(wireguardEnabled=True)
