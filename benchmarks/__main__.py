@@ -6,6 +6,8 @@
 import sys
 from importlib import import_module
 
+from controller.demo.topology import TopologyError
+
 BENCHMARKS = {
     "suite": "everything: data planes against each other (root); the default",
     "seam": "TCP and UDP between two pods through a pair of data planes (root)",
@@ -31,7 +33,12 @@ def main() -> int:
             print(f"benchmarks: there is no benchmark {module!r}; there are: {', '.join(BENCHMARKS)}", file=sys.stderr)
             return 2
     sys.argv[:] = [f"python -m benchmarks {module}", *arguments]
-    status: int = import_module(f"benchmarks.{module}").main()
+    try:
+        status: int = import_module(f"benchmarks.{module}").main()
+    except TopologyError as error:
+        hint = ": root with CAP_NET_ADMIN is needed" if "not permitted" in str(error) else ""
+        print(f"benchmarks: {error}{hint}", file=sys.stderr)
+        return 2
     return status
 
 

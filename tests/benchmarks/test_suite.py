@@ -194,3 +194,16 @@ def test_one_row_of_wgpy_is_measured_and_written(tmp_path: Path) -> None:
     assert cpu is not None and cpu.values[0] > 0
     assert memory is not None and 10 < memory.values[0] < 1000
     assert len(report.rounds) == 1 and report.options["rounds"] == 1
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("arguments", [["--quick"], ["seam"]], ids=" ".join)
+def test_without_the_capability_it_is_one_line_and_a_status(arguments: list[str]) -> None:
+    without = ["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"]
+    done = subprocess.run(
+        [*without, sys.executable, "-m", "benchmarks", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert done.returncode == 2
+    assert "root with CAP_NET_ADMIN is needed" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
