@@ -11,7 +11,7 @@ READY := .venv/.ready
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.cache/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench setup-kernel-vm fmt lint quick check test cov demo bench clean
+.PHONY: help setup setup-bench setup-kernel-vm setup-kube fmt lint quick check test kube cov demo bench clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## *(.*)/\1\t\2/' | expand -t 13
@@ -25,6 +25,9 @@ $(READY): setup.cfg pyproject.toml .ci/setup
 setup-bench: setup  ## what the benchmarks compare wgpy with: gotatun, boringtun, OpenVPN, strongSwan
 	bash .ci/setup-bench
 
+setup-kube: setup  ## a real API server for the tests: built with Go, minutes the first time
+	@bash .ci/setup-kube || [ -z "$$WGPY_REQUIRE_KUBE" ]
+
 fmt: setup  ## format the code and mend what ruff can mend
 	$(PYTHON) -m ruff format $(SOURCES)
 	$(PYTHON) -m ruff check --fix $(SOURCES)
@@ -36,15 +39,19 @@ lint: setup  ## ruff, mypy, import-linter
 	.venv/bin/lint-imports
 
 quick: setup  ## the tests that need neither root nor time
-	$(PYTHON) -m pytest -m 'not e2e and not slow' $(ARGS)
+	$(PYTHON) -m pytest -m 'not e2e and not slow and not kube' $(ARGS)
 
 check: lint quick  ## what to run before a commit
 
-test: lint  ## everything, including real traffic in network namespaces (needs root)
-	$(PYTHON) -m pytest $(ARGS)
+test: lint setup-kube  ## everything but what takes minutes, with real traffic and a real API server (needs root)
+	$(PYTHON) -m pytest -m 'not long' $(ARGS)
+
+kube: export WGPY_REQUIRE_KUBE = 1
+kube: setup-kube  ## all tests on a real API server, and their figures (needs root, some 25 minutes)
+	$(PYTHON) -m pytest -m kube $(ARGS)
 
 cov: setup  ## branch coverage of the quick tests
-	$(PYTHON) -m coverage run -m pytest -m 'not e2e and not slow' $(ARGS)
+	$(PYTHON) -m coverage run -m pytest -m 'not e2e and not slow and not kube' $(ARGS)
 	$(PYTHON) -m coverage report
 
 demo: setup  ## a cluster on this machine, in network namespaces (needs root)

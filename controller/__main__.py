@@ -2,9 +2,9 @@
 
 import sys
 
-from controller.cli import agent, leave
+from controller.cli import agent, leave, mesh
 
-COMMANDS = {"agent": agent, "leave": leave}
+COMMANDS = {"agent": agent, "leave": leave, "mesh": mesh}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:

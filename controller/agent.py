@@ -15,20 +15,24 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from controller.calico import ANNOTATIONS, NODE
 from controller.dataplane import DataPlaneError
-from controller.instance import Instance, InstanceError, Report
+from controller.findings import Finding, findings
+from controller.history import Kind
+from controller.instance import Instance, InstanceError, Report, Rest
+from controller.mesh import Mesh
 from controller.model import Cluster
 from controller.netlink import Monitor, NetlinkRefusal
-from controller.observe import Problem, keep_addresses, observe
-from controller.publication import Action, Publication
-from controller.source import Objects, Ref, Source, SourceError
-from controller.statefiles import StateError
+from controller.observe import Problem, keep_addresses
+from controller.publication import Action, Publication, expects_address
+from controller.reporter import Reporter
+from controller.source import Objects, Ref, Source, SourceError, SourceUnavailable
+from controller.statefiles import StateError, StateFiles
+from controller.status import AgentStatus, Seen, refreshed
 from wgpy.client import ClientError
 from wgpy.wgconf import format_key
 
@@ -36,11 +40,20 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-RESYNC_SECONDS = 90.0
+LONGEST_RESYNC_SECONDS = 90.0
+"""Everything is compared anew at least that often, whatever Felix is told to do."""
+
 SETTLE_SECONDS = 0.02
 LONGEST_SETTLE_SECONDS = 2.0
 """How long to wait after waking for what else may come: changes rarely come alone. As long as the last pass took, within these
 bounds, so that in a large and lively cluster the agent takes half a core at most."""
+
+LIST_SECONDS = 5.0
+"""How long a start waits for the source before it goes by the objects it remembers. Strict mode does not wait."""
+
+REMEMBER_SECONDS = 10.0
+REMEMBER_SHARE = 100
+"""How often, at most, changed objects are written to disk: in a large cluster, one percent of the time."""
 
 SHORTEST_RETRY_SECONDS = 0.2
 LONGEST_RETRY_SECONDS = 30.0
@@ -73,6 +86,25 @@ class _Member:
     is_settled: bool = False
     failures: int = 0
     said: str = ""
+    rest: Rest | None = None
+    report: Report | None = None
+    failure: str | None = None
+
+    def begin(self) -> None:
+        """Forget what came of the last pass."""
+        self.rest, self.report, self.failure = None, None, None
+
+    def seen(self, cluster: Cluster) -> Seen:
+        """What has come of this pass."""
+        seen = self.instance.seen(cluster)
+        return replace(
+            seen,
+            rest=self.rest.reason if self.rest else None,
+            waits_for=self.report.waits_for if self.report else None,
+            failure=self.failure,
+            contest=self.publication.contest,
+            is_withdrawing=self.publication.is_withdrawing,
+        )
 
     def say(self, level: int, message: str) -> None:
         """Log what has become of the family, once."""
@@ -81,30 +113,79 @@ class _Member:
         self.said = message
 
 
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How an agent is to behave. ``resync_seconds``: None is what the cluster says. ``remembers``: objects are kept on disk, for
+    a start at which the source does not answer. ``is_strict``: what ought to be encrypted and cannot be is refused."""
+
+    resync_seconds: float | None = None
+    remembers: bool = False
+    is_strict: bool = False
+
+
 class Agent:
     """The agent of the node ``node``. Its instances are used from a thread of its own."""
 
-    def __init__(self, source: Source, node: str, instances: Sequence[Instance], resync_seconds: float = RESYNC_SECONDS) -> None:
+    def __init__(
+        self,
+        source: Source,
+        mesh: Mesh,
+        node: str,
+        instances: Sequence[Instance],
+        files: StateFiles,
+        options: Options = Options(),
+    ) -> None:
         self._source = source
+        self._mesh = mesh
         self._node = node
         self._members = [_Member(instance) for instance in instances]
-        self._resync_seconds = resync_seconds
+        self._files = files
+        self._options = options
         self._wake = asyncio.Event()
+        self._taken = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="instances")
         self._objects: Objects = {}
+        self._is_current = False
+        """The objects are the source's, not the remembered ones: what is written there may depend on them."""
         self._cluster: Cluster | None = None
-        self._problems: set[str] = set()
+        self._malformed: list[Finding] = []
+        self._reporter = Reporter(source, mesh.name, node, files, options.is_strict)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run until ``stop`` is set. Raises AgentError if it cannot start."""
+        listing = asyncio.create_task(self._list())
         try:
-            self._objects = await self._source.list()
+            await self._begin(listing, stop)
+            if not stop.is_set():
+                self._check(self._objects)
+                self._reporter.begin()
+                await self._run(listing, stop)
+                self._reporter.end()
         except SourceError as error:
             raise AgentError(str(error)) from None
-        self._check(self._objects)
-        watchers = [
-            asyncio.create_task(watcher) for watcher in (self._follow_source(), self._follow_kernel(), self._follow(stop))
-        ]
+        finally:
+            listing.cancel()
+            await asyncio.gather(listing, return_exceptions=True)
+            self._thread.shutdown()
+
+    async def _begin(self, listing: "asyncio.Task[Objects]", stop: asyncio.Event) -> None:
+        """Have objects to go by: the source's, or the remembered ones until it answers. Raises SourceError."""
+        remembered = self._files.objects() if self._options.remembers else None
+        seconds = None if remembered is None else 0.0 if self._options.is_strict else LIST_SECONDS
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait((listing, stopping), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if listing.done():
+            self._take(listing.result())
+        elif remembered is not None and not stop.is_set():
+            log.info("going by the cluster as it was last, %d objects, until the source answers", len(remembered))
+            self._objects = remembered
+
+    async def _run(self, listing: "asyncio.Task[Objects]", stop: asyncio.Event) -> None:
+        followers = [self._follow_source(listing), self._follow_kernel(), self._follow(stop), self._reporter.run()]
+        if self._options.remembers:
+            followers.append(self._remember())
+        watchers = [asyncio.create_task(follower) for follower in followers]
         for watcher in watchers:
             watcher.add_done_callback(lambda _: self._wake.set())
         try:
@@ -122,13 +203,12 @@ class Agent:
             for watcher in watchers:
                 watcher.cancel()
             await asyncio.gather(*watchers, return_exceptions=True)
-            self._thread.shutdown()
 
     async def leave(self) -> None:
         """Withdraw the keys, wait until peers no longer send to us, take everything down. Raises AgentError."""
         try:
-            self._objects = await self._source.list()
-            cluster = observe(self._objects, self._node).cluster
+            self._objects, self._is_current = await self._source.list(), True
+            cluster = self._mesh.observe(self._objects, self._node).cluster
             if self._node not in cluster.nodes:
                 raise AgentError(self._no_such_node(cluster))
             for member in self._members:
@@ -141,14 +221,47 @@ class Agent:
             raise AgentError(str(error)) from None
         finally:
             self._thread.shutdown()
+        self._reporter.end(Kind.LEFT)
         log.info("node %s has left the mesh", self._node)
 
     # Waking
 
-    async def _follow_source(self) -> None:
+    async def _list(self) -> Objects:
+        """All objects, once somebody answers. Raises SourceError if we are refused, and have nothing else to go by."""
+        failures = 0
         while True:
-            self._objects = await self._source.changed()
-            self._wake.set()
+            try:
+                return await self._source.list()
+            except SourceError as error:
+                if not isinstance(error, SourceUnavailable) and not self._objects:
+                    raise
+                failures += 1
+                log.warning("%s; trying again", error)
+                await asyncio.sleep(retry_seconds(failures))
+
+    async def _follow_source(self, listing: "asyncio.Task[Objects]") -> None:
+        if not self._is_current:
+            self._take(await listing)
+            log.info("the source answers: going by the cluster as it is")
+        while True:
+            self._take(await self._source.changed())
+
+    def _take(self, objects: Objects) -> None:
+        self._objects, self._is_current = objects, True
+        self._taken.set()
+        self._wake.set()
+
+    async def _remember(self) -> None:
+        """Keep the objects on disk, a while after they have changed."""
+        while True:
+            await self._taken.wait()
+            self._taken.clear()
+            began = time.monotonic()
+            try:
+                await asyncio.to_thread(self._files.save_objects, self._objects)
+            except StateError as error:
+                log.warning("%s", error)
+            await asyncio.sleep(max(REMEMBER_SECONDS, REMEMBER_SHARE * (time.monotonic() - began)))
 
     async def _follow_kernel(self) -> None:
         monitor, readable = Monitor(), asyncio.Event()
@@ -171,7 +284,7 @@ class Agent:
 
     def _check(self, objects: Objects) -> None:
         """What must be right before anything is touched."""
-        observation = observe(objects, self._node)
+        observation = self._mesh.observe(objects, self._node)
         for problem in observation.configuration_problems:
             raise AgentError(self._located(problem))
         if self._node not in observation.cluster.nodes:
@@ -182,11 +295,10 @@ class Agent:
         return f"there is no node {self._node!r} in the cluster, only {known}: say with --node which one this is"
 
     def _observe(self) -> Cluster:
-        observation = observe(self._objects, self._node)
-        problems = {self._located(problem) for problem in observation.problems}
-        for problem in sorted(problems - self._problems):
-            log.warning("%s", problem)
-        self._problems = problems
+        observation = self._mesh.observe(self._objects, self._node)
+        self._malformed = [
+            Finding("MalformedObject", str(problem.ref), self._located(problem)) for problem in observation.problems
+        ]
         cluster = observation.cluster
         if self._cluster is not None:
             cluster = keep_addresses(cluster, self._cluster)
@@ -203,81 +315,129 @@ class Agent:
 
     async def _pass(self) -> float:
         """Bring every family to where it ought to be; the seconds until there is more to do."""
+        began = time.monotonic()
         cluster = self._observe()
         if self._node not in cluster.nodes:
             for member in self._members:
                 member.say(logging.WARNING, f"node {self._node} is no longer in the cluster: leaving everything as it is")
-            return self._resync_seconds
-        pauses = [self._resync_seconds * random.uniform(0.9, 1.0)]
-        reports: list[tuple[_Member, Report]] = []
+            return self._resync_seconds(cluster)
+        pauses = [self._resync_seconds(cluster) * random.uniform(0.9, 1.1)]
         for member in self._members:
-            report = await self._attempt(member, pauses, self._reconcile(member, cluster))
-            if report is not None:
-                reports.append((member, report))
+            member.begin()
+            await self._attempt(member, pauses, self._reconcile(member, cluster))
         # Only now, so that a family that cannot start stops the other before it has promised anything.
-        for member, report in reports:
-            await self._attempt(member, pauses, self._publish(member, cluster, report, pauses))
+        for member in self._members:
+            if member.report is not None and member.failure is None:
+                await self._attempt(member, pauses, self._publish(member, cluster, member.report, pauses))
+        await self._keep_guard()
+        await self._conclude(cluster, time.monotonic() - began)
         return max(min(pauses), 0.0)
 
-    async def _attempt(self, member: _Member, pauses: list[float], attempt: Awaitable[T]) -> T | None:
+    def _resync_seconds(self, cluster: Cluster) -> float:
+        return self._options.resync_seconds or min(cluster.felix.refresh_seconds, LONGEST_RESYNC_SECONDS)
+
+    async def _attempt(self, member: _Member, pauses: list[float], attempt: Awaitable[None]) -> None:
         try:
-            return await attempt
+            await attempt
         except Failure as error:
-            if not member.is_settled:
+            is_away = isinstance(error, SourceUnavailable)
+            if not member.is_settled and not is_away:
                 await self._take_back()
                 raise AgentError(str(error)) from None
             member.failures += 1
+            member.failure = str(error)
             member.say(logging.ERROR, str(error))
             pauses.append(retry_seconds(member.failures))
-            await self._undo(member)
-            return None
+            if not is_away:
+                await self._undo(member)
 
-    async def _reconcile(self, member: _Member, cluster: Cluster) -> Report | None:
-        """What has come of the family; None if it rests."""
-        rest = await self._in_thread(member.instance.rest, cluster)
-        if rest is None:
+    async def _reconcile(self, member: _Member, cluster: Cluster) -> None:
+        member.rest = await self._in_thread(member.instance.rest, cluster)
+        if member.rest is None:
             names = {other.instance.interface(cluster) for other in self._members if other is not member}
             if (name := member.instance.interface(cluster)) in names:
                 raise InstanceError(f"{name} would be the interface of IPv4 and IPv6 at once: give each a name of its own")
-            return await self._in_thread(member.instance.reconcile, cluster)
+            member.report = await self._in_thread(member.instance.reconcile, cluster)
+            return
+        rest = member.rest
         member.say(logging.INFO if rest.is_expected else logging.WARNING, f"not part of the mesh: {rest.reason}")
         if not rest.keeps_key:
             await self._withdraw(member)
         await self._in_thread(member.instance.disable, cluster)
         member.publication = Publication()
         member.is_settled, member.failures = True, 0
-        return None
 
     async def _publish(self, member: _Member, cluster: Cluster, report: Report, pauses: list[float]) -> None:
         """Publish the key of a family that can receive, and count it as settled."""
         if report.waits_for is not None:
             member.failures += 1
             pauses.append(min(retry_seconds(member.failures), LONGEST_WAIT_SECONDS))
-        if report.public_key is None:
+        if not report.can_receive:
             return
-        names = ANNOTATIONS[member.instance.family]
-        network = cluster.nodes[self._node].of(member.instance.family)
-        has_address = network.interface_address is not None
-        action = member.publication.decide(network.public_key, report.public_key, has_address, time.monotonic())
-        pauses.append(member.publication.wake_at - time.monotonic())
-        if action is not Action.KEEP:
-            text = format_key(report.public_key) if action is Action.PUBLISH else None
-            await self._source.annotate(self._node, {names.public_key: text})
-            what = f"published the key {text}" if text else "withdrew the key, to publish it anew: it has brought no address"
-            log.info("%s: %s", member.instance.family, what)
+        if self._is_current:
+            await self._announce(member, cluster, report.public_key, pauses)
         if report.waits_for is None:
             member.failures = 0
             member.instance.settle()
             member.is_settled = True
             member.say(logging.INFO, "in the mesh")
 
+    async def _announce(self, member: _Member, cluster: Cluster, public_key: bytes, pauses: list[float]) -> None:
+        family, publication = member.instance.family, member.publication
+        network = cluster.nodes[self._node].of(family)
+        has_address = network.interface_address is not None
+        expects = expects_address(cluster, self._node, family)
+        action = publication.decide(network.public_key, public_key, has_address, time.monotonic(), expects)
+        pauses.append(publication.wake_at - time.monotonic())
+        try:
+            if action is Action.PUBLISH:
+                await self._annotate(self._mesh.announcement(family, public_key, self._objects, self._node))
+                log.info("%s: published the key %s", family, format_key(public_key))
+            elif action is Action.WITHDRAW:
+                await self._annotate(self._mesh.withdrawal(family, self._objects, self._node))
+                log.info("%s: withdrew the key, to publish it anew: it has brought no address", family)
+        except SourceError:
+            publication.failed()
+            raise
+
     async def _withdraw(self, member: _Member) -> None:
         """Take the published key back, whoever published it."""
-        name = ANNOTATIONS[member.instance.family].public_key
-        annotations = self._objects[Ref(NODE, self._node)]["metadata"].get("annotations") or {}
-        if name in annotations:  # even if it holds no key that can be read
-            await self._source.annotate(self._node, {name: None})
+        withdrawal = self._mesh.withdrawal(member.instance.family, self._objects, self._node)
+        if withdrawal and self._is_current:
+            await self._annotate(withdrawal)
             log.info("%s: withdrew the key", member.instance.family)
+
+    async def _annotate(self, annotations: Mapping[str, str | None]) -> None:
+        await self._source.annotate(Ref(self._mesh.announcing_kind, self._node), annotations)
+
+    # Reporting
+
+    async def _keep_guard(self) -> None:
+        """On disk, for the next boot, what the firewall refuses now."""
+        try:
+            self._files.save_guard("".join(member.instance.guard for member in self._members))
+        except StateError as error:
+            log.warning("%s", error)
+
+    async def _conclude(self, cluster: Cluster, seconds: float) -> None:
+        seen, facts = {}, {}
+        for member in self._members:
+            family = member.instance.family
+            seen[family] = await self._in_thread(member.seen, cluster)
+            facts[family] = await self._in_thread(member.instance.facts, cluster)
+        found = [*self._malformed, *findings(cluster, self._node, facts)]
+        self._reporter.conclude(cluster, seen, found, seconds, all(member.failure is None for member in self._members))
+
+    async def status(self) -> AgentStatus | None:
+        """The status of the last pass, with counters as they are on the devices now; None before the first."""
+        status, cluster = self._reporter.status, self._cluster
+        if status is None or cluster is None:
+            return status
+        families = []
+        for family, member in zip(status.families, self._members):
+            snapshot = await self._in_thread(member.instance.snapshot, cluster) if family.is_enabled else None
+            families.append(refreshed(family, snapshot, time.time()) if family.is_enabled else family)
+        return replace(status, at=time.time(), families=tuple(families))
 
     # Undoing and leaving
 

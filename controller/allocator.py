@@ -18,10 +18,9 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
-from controller.calico import ANNOTATIONS, API_VERSIONS, HOST_AFFINITY_PREFIX, IPAM_BLOCK, NODE
 from controller.directory import POLL_SECONDS, Directory
+from controller.meshes.calico import ANNOTATIONS, API_VERSIONS, HOST_AFFINITY_PREFIX, IPAM_BLOCK, NODE, observe
 from controller.model import Address, Cluster, Family, Node, Pool
-from controller.observe import observe
 from controller.source import Manifest, Objects, Ref, SourceError
 from wgpy.config import Prefix
 

@@ -1,10 +1,12 @@
 """Reads the state of one family on this host, and does the steps of a plan to it."""
 
 import errno
+import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from controller import guard
 from controller.masquerade import masquerade, masqueraded_interface, stop_masquerading
 from controller.model import Family
 from controller.netlink import Kernel, Underlay
@@ -17,11 +19,12 @@ from controller.plan import (
     RemoveAddress,
     RemoveRoute,
     RemoveRule,
+    SetGuard,
     SetLink,
     SetMasquerade,
     Step,
 )
-from controller.state import Device, State, sorted_prefixes
+from controller.state import Device, Route, State, sorted_prefixes
 from wgpy.client import Client, ClientError, NoSuchInterface
 from wgpy.config import Change, DeviceConfig, SetPeer
 
@@ -53,17 +56,37 @@ def read_state(kernel: Kernel, place: Place) -> State:
         device=device,
         masquerades=masqueraded_interface(place.family) == place.interface,
         is_underlay_strict=place.underlay.is_strict if place.underlay else None,
+        guard=guard.found(place.family, place.interface),
     )
 
 
 def apply_steps(kernel: Kernel, place: Place, steps: Sequence[Step]) -> None:
-    """Do the steps in order, up to the first that fails: it raises NetlinkRefusal, ClientError or MasqueradeUnavailable.
+    """Do the steps in order, up to the first that fails: it raises NetlinkRefusal, ClientError or NftablesRefusal (with
+    MasqueradeUnavailable where only that is missing).
 
-    Every state on the way is fit to live in, so where it stopped things can stay until the next attempt.
+    Every state on the way is fit to live in, so where it stopped things can stay until the next attempt. Neighbouring routes
+    of one kind are done at one go, in their order; there it is of no harm that the kernel goes on past one it refuses. The
+    packets of the route that is missing fall through to one of the same kind, and then meet a device that knows both.
     """
-    for step in steps:
-        log.debug("%s: %s", place.interface, step)
-        _apply(kernel, place, step)
+    for _, group in itertools.groupby(steps, key=_batch):
+        batch = list(group)
+        log.debug("%s: %s", place.interface, batch[0] if len(batch) == 1 else f"{len(batch)} times {batch[0]} and so on")
+        match batch[0]:
+            case PutRoute():
+                kernel.put_routes(place.interface, place.table, _routes(batch))
+            case RemoveRoute():
+                kernel.remove_routes(place.table, _routes(batch))
+            case _:
+                for step in batch:
+                    _apply(kernel, place, step)
+
+
+def _batch(step: Step) -> object:
+    return (type(step), step.route.kind) if isinstance(step, PutRoute | RemoveRoute) else type(step)
+
+
+def _routes(steps: Iterable[Step]) -> list[Route]:
+    return [step.route for step in steps if isinstance(step, PutRoute | RemoveRoute)]
 
 
 def _apply(kernel: Kernel, place: Place, step: Step) -> None:
@@ -74,10 +97,6 @@ def _apply(kernel: Kernel, place: Place, step: Step) -> None:
             kernel.add_address(place.interface, address)
         case RemoveAddress(address):
             kernel.remove_address(place.interface, address)
-        case PutRoute(route):
-            kernel.put_route(place.interface, place.table, route)
-        case RemoveRoute(route):
-            kernel.remove_route(place.table, route)
         case AddRule(rule):
             kernel.add_rule(place.table, place.family, rule)
         case RemoveRule(rule):
@@ -89,6 +108,11 @@ def _apply(kernel: Kernel, place: Place, step: Step) -> None:
                 masquerade(place.family, place.interface)
             else:
                 stop_masquerading(place.family)
+        case SetGuard(wanted):
+            if wanted is None:
+                guard.remove(place.family)
+            else:
+                guard.put(place.family, place.interface, wanted)
         case LoosenReversePath():
             if place.underlay is not None:
                 kernel.loosen_reverse_path(place.underlay.name)
@@ -97,7 +121,8 @@ def _apply(kernel: Kernel, place: Place, step: Step) -> None:
 def summary(steps: Sequence[Step]) -> str:
     """A plan in a line: ``3 peers, 5 allowed IPs, 5 routes, rule``. It holds no key."""
     names = {PutRoute: "route", RemoveRoute: "route", AddRule: "rule", RemoveRule: "rule", SetLink: "link"}
-    names |= {AddAddress: "address", RemoveAddress: "address", SetMasquerade: "masquerade", LoosenReversePath: "rp_filter"}
+    names |= {AddAddress: "address", RemoveAddress: "address", SetMasquerade: "masquerade", SetGuard: "guard"}
+    names[LoosenReversePath] = "rp_filter"
     counts: dict[str, int] = {}
 
     def count(name: str, number: int = 1) -> None:

@@ -8,28 +8,54 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
-from controller.agent import RESYNC_SECONDS, Agent, AgentError
+from controller.agent import Agent, AgentError, Options
 from controller.dataplane import Spawner
 from controller.desired import DEFAULT_NUMBERS, Numbers
 from controller.directory import POLL_SECONDS, DirectorySource
+from controller.external import ExternalPeers, ExternalPeersError
 from controller.instance import Instance
+from controller.mesh import Kind, Mesh
+from controller.mesh_table import Pods, add_arguments, pods_by_node, show
+from controller.meshes.calico import IPAM_BLOCK, Calico
+from controller.meshes.cilium import Cilium
+from controller.meshes.flannel import Flannel, parse_net_conf
+from controller.metrics import pages
 from controller.model import Family
 from controller.netlink import Kernel
+from controller.source import Manifest, Source, SourceError
 from controller.statefiles import StateError, StateFiles
+from wgpy.exposition import Server
 
 DEFAULT_STATE = Path("/var/lib/wgpy")
+PODS_SECONDS = 5.0
+"""How long ``wgpy mesh`` waits for the cluster to tell its pods."""
+
+MESHES = ("calico", "cilium", "flannel")
 
 CAP_NET_ADMIN = 12
 LAST_TABLE_OF_FELIX = 250
 MARKS_OF_OTHERS = 0xFFFF0000 | 0x4000 | 0x8000
 """Felix's default mask, and the bits of kube-proxy."""
 
-_Main = Callable[[argparse.Namespace, Kernel, StateFiles], Coroutine[Any, Any, None]]
+_Main = Callable[[argparse.Namespace, "_Surroundings"], Coroutine[Any, Any, None]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Surroundings:
+    """What an agent works with."""
+
+    source: Source
+    mesh: Mesh
+    kernel: Kernel
+    files: StateFiles
+    external_peers: ExternalPeers
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,7 +67,7 @@ class _Parser(argparse.ArgumentParser):
 
 def agent(arguments: list[str]) -> int:
     """follow the cluster and configure this node's data plane, until SIGTERM; what is configured then stays"""
-    parser = _parser("agent", agent)
+    parser = _acting_parser("agent", agent)
     parser.add_argument("--spawn", action="store_true", help="start the data plane if none answers, and leave it running")
     parser.add_argument(
         "--data-plane",
@@ -49,8 +75,15 @@ def agent(arguments: list[str]) -> int:
         help="what --spawn starts: a command to which the interface's name is added, or put in the place of {interface} "
         "(default: wgpy run {interface} --persist --state DIR)",
     )
-    parser.add_argument("--poll", type=_seconds, default=POLL_SECONDS, metavar="SECONDS", help="look for changes so often")
-    parser.add_argument("--resync", type=_seconds, default=RESYNC_SECONDS, metavar="SECONDS", help="check everything so often")
+    parser.add_argument(
+        "--poll", type=_seconds, default=POLL_SECONDS, metavar="SECONDS", help="look for changes in a directory so often"
+    )
+    parser.add_argument(
+        "--resync", type=_seconds, metavar="SECONDS", help="check everything so often (default: Felix's routeRefreshInterval, 90)"
+    )
+    parser.add_argument(
+        "--metrics", type=_address, metavar="ADDRESS:PORT", help="serve /metrics, /healthz and /readyz there (default: nowhere)"
+    )
     options = parser.parse_args(arguments)
     if options.data_plane is not None and not options.spawn:
         parser.error("--data-plane goes with --spawn")
@@ -59,25 +92,113 @@ def agent(arguments: list[str]) -> int:
 
 def leave(arguments: list[str]) -> int:
     """take this node out of the mesh: withdraw its keys, wait until no peer uses them, take the interfaces down"""
-    options = _parser("leave", leave).parse_args(arguments)
+    options = _acting_parser("leave", leave).parse_args(arguments)
     return _run("leave", options, _leave)
 
 
-async def _agent(options: argparse.Namespace, kernel: Kernel, files: StateFiles) -> None:
+def mesh(arguments: list[str]) -> int:
+    """show this node's peers, the pods behind each, and what becomes of packets to them"""
+    parser = _parser("mesh", mesh)
+    add_arguments(parser)
+    options = parser.parse_args(arguments)
+    return show(options.state, lambda: asyncio.run(_pods(options)), options.output)
+
+
+async def _pods(options: argparse.Namespace) -> Pods:
+    """The pods of the cluster by node; none where that cannot be found out just now."""
+    try:
+        source = _source(options, _Whole())
+        try:
+            async with asyncio.timeout(PODS_SECONDS):
+                objects = await source.list()
+        finally:
+            await source.close()
+    except (SourceError, TimeoutError) as error:
+        print(f"wgpy mesh: without the pods: {str(error) or 'the cluster does not answer'}", file=sys.stderr)
+        return {}
+    return pods_by_node(manifest for ref, manifest in objects.items() if ref.kind == IPAM_BLOCK)
+
+
+class _Whole(Calico):
+    """Calico's mesh, but only its blocks, and these untrimmed: they tell of pods."""
+
+    kinds: Mapping[str, Kind] = MappingProxyType({IPAM_BLOCK: Calico.kinds[IPAM_BLOCK]})
+
+    def trim(self, manifest: Manifest) -> Manifest:
+        return manifest
+
+
+async def _agent(options: argparse.Namespace, around: _Surroundings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     spawner = Spawner(options.data_plane, options.state) if options.spawn else None
-    source = DirectorySource(options.directory, options.poll)
-    await Agent(source, options.node, _instances(options, kernel, files, spawner), options.resync).run(stop)
+    behaviour = Options(options.resync, remembers=options.directory is None, is_strict=options.strict)
+    instances = _instances(options, around, spawner)
+    agent = Agent(around.source, around.mesh, options.node, instances, around.files, behaviour)
+    async with _pages(options.metrics, agent):
+        await agent.run(stop)
 
 
-async def _leave(options: argparse.Namespace, kernel: Kernel, files: StateFiles) -> None:
-    await Agent(DirectorySource(options.directory), options.node, _instances(options, kernel, files, None)).leave()
+@asynccontextmanager
+async def _pages(address: str | None, agent: Agent) -> AsyncIterator[None]:
+    """Serve metrics and probes meanwhile, if there is an address for them. Raises AgentError."""
+    if address is None:
+        yield
+        return
+    server = Server(address, pages(agent.status))
+    try:
+        await server.start()
+    except OSError as error:
+        raise AgentError(f"cannot serve metrics on {address}: {error.strerror or error}: give --metrics another one") from None
+    try:
+        yield
+    finally:
+        await server.stop()
 
 
-def _instances(options: argparse.Namespace, kernel: Kernel, files: StateFiles, spawner: Spawner | None) -> list[Instance]:
-    return [Instance(family, options.node, _numbers(options, family), kernel, files, spawner) for family in Family]
+async def _leave(options: argparse.Namespace, around: _Surroundings) -> None:
+    instances = _instances(options, around, None)
+    await Agent(around.source, around.mesh, options.node, instances, around.files).leave()
+
+
+def _instances(options: argparse.Namespace, around: _Surroundings, spawner: Spawner | None) -> list[Instance]:
+    return [
+        Instance(
+            family,
+            options.node,
+            _numbers(options, family),
+            around.kernel,
+            around.files,
+            spawner,
+            is_strict=options.strict,
+            external_peers=around.external_peers,
+        )
+        for family in Family
+    ]
+
+
+def _mesh(options: argparse.Namespace) -> Mesh:
+    """Raises AgentError if what the mesh needs besides is not there."""
+    if options.mesh == "calico":
+        return Calico(options.node, os.environ)
+    if options.mesh == "cilium":
+        return Cilium()
+    if options.net_conf is None:
+        raise AgentError("Flannel's networks stand in no object: give its net-conf.json with --net-conf FILE")
+    try:
+        return Flannel(parse_net_conf(options.net_conf.read_text()))
+    except (OSError, ValueError) as error:
+        raise AgentError(f"{options.net_conf}: {error}") from None
+
+
+def _source(options: argparse.Namespace, mesh: Mesh) -> Source:
+    """Raises SourceError if there is no cluster to read."""
+    if options.directory is not None:
+        return DirectorySource(options.directory, mesh, getattr(options, "poll", POLL_SECONDS))
+    from controller.kube.source import KubernetesSource  # costs 50 MB: only who needs it pays
+
+    return KubernetesSource(mesh, options.kubeconfig, options.context)
 
 
 def _numbers(options: argparse.Namespace, family: Family) -> Numbers:
@@ -99,6 +220,8 @@ def _run(verb: str, options: argparse.Namespace, main: _Main) -> int:
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr, force=True)
     logging.getLogger("pyroute2").setLevel(logging.WARNING)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    if options.directory is not None and (options.kubeconfig or options.context):
+        return _fail(verb, "--directory is a cluster without an API server: leave --kubeconfig and --context out")
     if options.interface_v6 is not None and options.interface_v6 == options.interface:
         return _fail(verb, "IPv4 and IPv6 need an interface each: --interface and --interface-v6 are the same")
     if not _may_configure_networks():
@@ -106,13 +229,26 @@ def _run(verb: str, options: argparse.Namespace, main: _Main) -> int:
     try:
         files = StateFiles(options.state)
         files.lock()
+        external_peers = ExternalPeers(options.external_peers)
+        external_peers.load()
+        mesh = _mesh(options)
         with Kernel() as kernel:
-            asyncio.run(main(options, kernel, files))
-    except (AgentError, StateError) as error:
+            asyncio.run(_with_source(main, options, mesh, kernel, files, external_peers))
+    except (AgentError, StateError, SourceError, ExternalPeersError) as error:
         return _fail(verb, str(error))
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+async def _with_source(
+    main: _Main, options: argparse.Namespace, mesh: Mesh, kernel: Kernel, files: StateFiles, external_peers: ExternalPeers
+) -> None:
+    source = _source(options, mesh)
+    try:
+        await main(options, _Surroundings(source, mesh, kernel, files, external_peers))
+    finally:
+        await source.close()
 
 
 def _fail(verb: str, message: str) -> int:
@@ -129,14 +265,34 @@ def _may_configure_networks() -> bool:
 
 
 def _parser(verb: str, function: Callable[[list[str]], int]) -> _Parser:
+    """What every verb knows: which cluster, which node, where its state is."""
     parser = _Parser(prog=f"wgpy {verb}", description=function.__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "--directory", type=Path, required=True, metavar="DIR", help="the cluster's objects: YAML files, one object in each"
+    cluster = parser.add_argument_group("the cluster", "Default: the one whose pod this is, else the one of $KUBECONFIG.")
+    cluster.add_argument("--kubeconfig", type=Path, metavar="FILE", help="how to reach the API server, and as whom")
+    cluster.add_argument("--context", metavar="NAME", help="which context of the kubeconfig (default: its current one)")
+    cluster.add_argument(
+        "--directory", type=Path, metavar="DIR", help="no API server, but YAML files in a directory, one object in each"
     )
+    cluster.add_argument("--mesh", choices=MESHES, default="calico", help="whose nodes to join (default: %(default)s)")
     default_node = os.environ.get("NODENAME") or socket.gethostname().lower()
     parser.add_argument("--node", default=default_node, metavar="NAME", help="which node this is (default: %(default)s)")
     parser.add_argument(
         "--state", type=Path, default=DEFAULT_STATE, metavar="DIR", help="where private keys are kept (default: %(default)s)"
+    )
+    return parser
+
+
+def _acting_parser(verb: str, function: Callable[[list[str]], int]) -> _Parser:
+    """What a verb knows besides that changes something on this host."""
+    parser = _parser(verb, function)
+    parser.add_argument(
+        "--strict",
+        action=argparse.BooleanOptionalAction,
+        default=os.environ.get("WGPY_STRICT", "").lower() in ("1", "true", "yes"),
+        help="refuse what ought to be encrypted and cannot be, instead of letting it pass in clear (default: $WGPY_STRICT)",
+    )
+    parser.add_argument(
+        "--external-peers", type=Path, metavar="FILE", help="peers that are no nodes: [Peer] sections as in wg(8)'s files"
     )
     parser.add_argument("--verbose", action="store_true", help="log every step")
     numbers = parser.add_argument_group(
@@ -194,6 +350,13 @@ def _number(text: str, low: int, high: int) -> int:
     if not low <= number <= high:
         raise argparse.ArgumentTypeError(f"not a number from {low} to {high}: {text!r}")
     return number
+
+
+def _address(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+        raise argparse.ArgumentTypeError(f"not ADDRESS:PORT, such as 127.0.0.1:9588: {text!r}")
+    return text
 
 
 def _seconds(text: str) -> float:

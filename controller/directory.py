@@ -28,8 +28,9 @@ from typing import Any
 
 import yaml
 
-from controller.calico import IP_POOL, IPAM_BLOCK, KINDS
-from controller.source import Manifest, Objects, Ref, SourceError
+from controller.mesh import Kind, Mesh
+from controller.meshes.calico import Calico
+from controller.source import Event, Health, Manifest, Objects, Ref, SourceError
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +42,7 @@ FULL_LOOK_SHARE = 0.01
 LOCK_NAME = ".lock"
 WRITE_ATTEMPTS = 10
 
-REQUIRED: Mapping[str, tuple[tuple[str, ...], ...]] = {
-    IPAM_BLOCK: (("spec", "cidr"),),
-    IP_POOL: (("spec", "cidr"),),
-}
-"""The fields without which an object of a kind says nothing, besides apiVersion, kind and metadata.name."""
+CALICO_KINDS = Calico().kinds
 
 
 class ManifestError(ValueError):
@@ -69,22 +66,22 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
-def parse_manifest(data: bytes) -> tuple[Ref, dict[str, Any]] | None:
-    """The object in a file, or None if its kind is none of ours. Raises ManifestError."""
+def parse_manifest(data: bytes, kinds: Mapping[str, Kind] = CALICO_KINDS) -> tuple[Ref, dict[str, Any]] | None:
+    """The object in a file, or None if its kind is none of ``kinds``. Raises ManifestError."""
     root, manifest = _load(data)
     if not isinstance(manifest, dict):
         raise ManifestError(_line(root), "no Kubernetes object: expected apiVersion, kind and metadata")
     if manifest.get("kind") == "List":
         raise ManifestError(_line(root), "a List: give each of its items a file of its own")
     kind = _required_text(root, manifest, "kind")
-    if kind not in KINDS:
+    if kind not in kinds:
         return None
     api_version = _required_text(root, manifest, "apiVersion")
-    if api_version not in KINDS[kind]:
-        expected = " or ".join(KINDS[kind])
+    if api_version not in kinds[kind].api_versions:
+        expected = " or ".join(kinds[kind].api_versions)
         raise ManifestError(_line(root, "apiVersion"), f"{kind} comes under {expected}, not {api_version!r}")
     ref = Ref(kind, _required_text(root, manifest, "metadata", "name"))
-    for path in REQUIRED.get(kind, ()):
+    for path in kinds[kind].required:
         _required_text(root, manifest, *path)
     for path in (("spec",), ("metadata", "annotations")):
         if not isinstance(_value(manifest, *path) or {}, dict):
@@ -95,14 +92,15 @@ def parse_manifest(data: bytes) -> tuple[Ref, dict[str, Any]] | None:
 class Directory:
     """The files and the objects in them. Blocking. Writing may be done in another thread than reading."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kinds: Mapping[str, Kind] = CALICO_KINDS) -> None:
         self.path = path
         self.objects: Objects = {}
+        self._kinds = kinds
         self._files: dict[str, _File] = {}
         self._missing: set[str] = set()
         self._directory_time = 0
         self._next_full_look = 0.0
-        self._is_readable = True
+        self.is_readable = True
 
     def load(self) -> Objects:
         """Read everything. Raises SourceError if anything is malformed: there is no last good state to go on with."""
@@ -123,11 +121,11 @@ class Directory:
                 return False
             changed = self._look(now)
         except OSError as error:
-            if self._is_readable:
+            if self.is_readable:
                 log.warning("cannot read the directory %s: %s; the last state stays", self.path, error.strerror)
-            self._is_readable = False
+            self.is_readable = False
             return False
-        self._is_readable = True
+        self.is_readable = True
         return changed
 
     # Reading
@@ -164,7 +162,7 @@ class Directory:
         try:
             with open(self.path / name, "rb") as file:
                 signature = _signature(os.fstat(file.fileno()))
-                parsed = parse_manifest(file.read())
+                parsed = parse_manifest(file.read(), self._kinds)
             if parsed is None:
                 return _File(signature)
             if (twin := owners.get(parsed[0], name)) != name:
@@ -263,7 +261,7 @@ class Directory:
         for name in (*likely, *names):
             try:
                 data = (self.path / name).read_bytes()
-                parsed = parse_manifest(data)
+                parsed = parse_manifest(data, self._kinds)
             except (FileNotFoundError, ManifestError):
                 continue
             if parsed is not None and parsed[0] == ref:
@@ -292,21 +290,27 @@ class Directory:
 
 
 class DirectorySource:
-    """A :class:`controller.source.Source` of a directory."""
+    """A :class:`controller.source.Source` of a directory, of the objects that ``mesh`` looks at."""
 
-    def __init__(self, path: Path, poll_seconds: float = POLL_SECONDS) -> None:
-        self._directory = Directory(path)
+    def __init__(self, path: Path, mesh: Mesh, poll_seconds: float = POLL_SECONDS) -> None:
+        self.name = f"directory {path}"
+        self._directory = Directory(path, mesh.kinds)
+        self._mesh = mesh
         self._poll_seconds = poll_seconds
+        self._trimmed: dict[Ref, tuple[Manifest, Manifest]] = {}
+        self._objects: Objects = {}
 
     async def list(self) -> Objects:
-        return self._directory.load()
+        self._directory.load()
+        self._take()
+        return self._objects
 
     async def changed(self) -> Objects:
-        while not self._directory.refresh(time.monotonic()):
+        while not (self._directory.refresh(time.monotonic()) and self._take()):
             await asyncio.sleep(self._poll_seconds)
-        return self._directory.objects
+        return self._objects
 
-    async def annotate(self, node: str, annotations: Mapping[str, str | None]) -> None:
+    async def annotate(self, ref: Ref, annotations: Mapping[str, str | None]) -> None:
         def change(manifest: dict[str, Any]) -> None:
             present = manifest["metadata"].setdefault("annotations", {}) or {}
             manifest["metadata"]["annotations"] = present
@@ -317,10 +321,32 @@ class DirectorySource:
                     present[name] = value
 
         # In a thread: another writer may hold the lock.
-        await asyncio.to_thread(self._directory.update, Ref("Node", node), change)
+        await asyncio.to_thread(self._directory.update, ref, change)
+
+    async def tell(self, node: str, event: Event) -> None:
+        """There are no Events in a directory; the agent's log has them, too."""
+
+    def health(self) -> Health:
+        return Health(self._directory.is_readable, time.time())
+
+    async def close(self) -> None:
+        """There is nothing open."""
 
     def locate(self, ref: Ref, path: Sequence[str | int]) -> str:
         return self._directory.locate(ref, path)
+
+    def _take(self) -> bool:
+        """Take over what the directory holds now, trimmed; whether that differs from what was taken last."""
+        trimmed = {}
+        for ref, manifest in self._directory.objects.items():
+            known = self._trimmed.get(ref)
+            if known is None or known[0] is not manifest:
+                small = self._mesh.trim(manifest)
+                known = manifest, known[1] if known is not None and known[1] == small else small
+            trimmed[ref] = known
+        self._trimmed = trimmed
+        before, self._objects = self._objects, {ref: small for ref, (_, small) in trimmed.items()}
+        return before != self._objects
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,32 +6,39 @@ thread and does what has to wait for others: waking, publishing, backing off.
 
 import errno
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from controller.apply import Place, apply_steps, read_state, summary
 from controller.dataplane import Spawner
 from controller.desired import (
     Identity,
     Numbers,
+    Policy,
     degraded_state,
     desired_state,
     disabled_state,
     keep_roamed,
-    select_peers,
 )
+from controller.external import ExternalPeers
+from controller.findings import FELIX_LINK_KIND, Facts
+from controller.guard import refused, ruleset
 from controller.masquerade import MasqueradeUnavailable
 from controller.model import Cluster, Family
 from controller.netlink import Kernel
 from controller.plan import plan
-from controller.state import Device, Link, State
+from controller.state import Device, Guard, Link, State
 from controller.statefiles import Assigned, StateFiles, public_key
+from controller.status import Seen
 from wgpy.client import Client, ClientError
-from wgpy.config import NO_KEY, Endpoint
+from wgpy.config import NO_KEY, DeviceSnapshot, Endpoint
 
 log = logging.getLogger(__name__)
 
-FELIX_LINK_KIND = "wireguard"
+POD_MTU_FILE = Path("/var/lib/calico/mtu")
+"""Where Felix tells Calico's CNI plugin what MTU pods are to have (calico.md 4.3)."""
 
 
 class InstanceError(Exception):
@@ -50,9 +57,13 @@ class Rest:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What came of a reconciliation: the key to publish, if the data plane can receive; what is missing, if something is."""
+    """What came of a reconciliation. ``can_receive``: the data plane is configured, so that the key may be published;
+    ``waits_for`` is what is missing, if something is."""
 
-    public_key: bytes | None = None
+    public_key: bytes
+    interface: str
+    mtu: int | None = None
+    can_receive: bool = False
     waits_for: str | None = None
 
 
@@ -60,16 +71,31 @@ class Instance:
     """One family of the mesh, on the node ``node``. ``spawner`` is None where others start the data plane."""
 
     def __init__(
-        self, family: Family, node: str, numbers: Numbers, kernel: Kernel, files: StateFiles, spawner: Spawner | None = None
+        self,
+        family: Family,
+        node: str,
+        numbers: Numbers,
+        kernel: Kernel,
+        files: StateFiles,
+        spawner: Spawner | None = None,
+        *,
+        is_strict: bool = False,
+        external_peers: ExternalPeers = ExternalPeers(None),
+        pod_mtu_file: Path = POD_MTU_FILE,
     ) -> None:
         self.family = family
         self.links: frozenset[str] = frozenset()
         """Names of links whose changes matter to us."""
+        self.guard = ""
+        """The ruleset of strict mode that is in force, for the next boot; empty without one."""
         self._node = node
         self._numbers = numbers
         self._kernel = kernel
         self._files = files
         self._spawner = spawner
+        self._is_strict = is_strict
+        self._external_peers = external_peers
+        self._pod_mtu_file = pod_mtu_file
         self._can_masquerade = True
         self._undo: Callable[[], None] | None = None
         self._said: dict[str, str] = {}
@@ -112,23 +138,23 @@ class Instance:
             place = replace(place, interface=old_name)
             found = read_state(self._kernel, place)
         self._say("wait", f"waiting for {missing}" if missing else "")
+        report = Report(identity.public_key, place.interface, desired.link.mtu if desired.link else None, waits_for=missing)
         if found.device is None or found.link is None:
             self._degrade(place, desired, found)
-            return Report(waits_for=missing)
+            return report
         if not missing and old_name is not None:
             self._leave_interface(replace(place, interface=old_name), desired)
             found = read_state(self._kernel, place)
-        self._report_refusals(cluster, identity)
         self._undo = self._undo or self._undoing(place, found)
         self._apply(place, keep_roamed(desired, found, assigned.endpoints), found)
         self._save(assigned, place.interface, desired)
-        return Report(identity.public_key, waits_for=missing)
+        return replace(report, can_receive=True)
 
     def disable(self, cluster: Cluster) -> None:
         """Take everything back but the interface itself, which is left down."""
         names = {self.interface(cluster), self._current_place(cluster).interface}
         for name in sorted(names):
-            self._disable(Place(self.family, name, self._numbers.table))
+            self._disable(Place(self.family, name, self._numbers.table), self._kept_guard(cluster))
 
     def stop_sending(self, cluster: Cluster) -> None:
         """Send in clear from now on, but go on receiving: the first half of leaving."""
@@ -136,12 +162,49 @@ class Instance:
         found = read_state(self._kernel, place)
         self._apply(place, replace(found, rules=frozenset()), found)
 
+    def snapshot(self, cluster: Cluster) -> DeviceSnapshot | None:
+        """The device as it is now, None if nobody answers for it."""
+        try:
+            return Client(self._current_place(cluster).interface).get()
+        except ClientError:
+            return None
+
+    def seen(self, cluster: Cluster) -> Seen:
+        """What there is of this family on this host, apart from what a pass has come to."""
+        place = self._current_place(cluster)
+        link = self._kernel.find_link(place.interface)
+        inbound, outbound = refused(self.family) or (0, 0)
+        return Seen(
+            at=time.time(),
+            public_key=self._identity().public_key,
+            interface=place.interface,
+            mtu=link.link.mtu if link else None,
+            snapshot=self.snapshot(cluster),
+            is_refusing=self.guard != "",
+            refused_inbound=inbound,
+            refused_outbound=outbound,
+        )
+
+    def facts(self, cluster: Cluster) -> Facts:
+        """What may be wrong here."""
+        place = self._place(cluster, self._current_place(cluster).interface)
+        link = self._kernel.find_link(place.interface)
+        felix = self._kernel.find_link(cluster.felix.of(self.family).interface)
+        return Facts(
+            table=place.table,
+            fwmask=self._numbers.fwmask,
+            interface=place.interface,
+            public_key=self._identity().public_key,
+            underlay_mtu=place.underlay.mtu if place.underlay else None,
+            interface_mtu=link.link.mtu if link and link.link.is_up else None,
+            pod_mtu=_pod_mtu(self._pod_mtu_file),
+            felix_link_kind=felix.kind if felix else None,
+        )
+
     def received_bytes(self, cluster: Cluster) -> int:
         """What peers have sent so far; 0 if nobody answers."""
-        try:
-            return sum(peer.rx_bytes for peer in Client(self._current_place(cluster).interface).get().peers)
-        except ClientError:
-            return 0
+        snapshot = self.snapshot(cluster)
+        return sum(peer.rx_bytes for peer in snapshot.peers) if snapshot else 0
 
     def settle(self) -> None:
         """What has been done so far is to stay: it will not be undone."""
@@ -173,7 +236,11 @@ class Instance:
 
     def _desired(self, cluster: Cluster, identity: Identity, place: Place) -> State:
         mtu = place.underlay.mtu if place.underlay else None
-        return desired_state(cluster, self.family, identity, self._numbers, mtu)
+        return desired_state(cluster, self.family, identity, self._numbers, mtu, self._policy(cluster))
+
+    def _policy(self, cluster: Cluster) -> Policy:
+        felix = cluster.felix.of(self.family).interface
+        return Policy(self._is_strict, self._external_peers.current(), Policy().workloads | {felix})
 
     def _start_data_plane(self, spawner: Spawner, place: Place, found: State) -> State:
         """The state found once it answers."""
@@ -209,6 +276,7 @@ class Instance:
     def _apply(self, place: Place, desired: State, found: State) -> None:
         if not self._can_masquerade:
             desired = replace(desired, masquerades=found.masquerades)
+        self.guard = ruleset(self.family, place.interface, desired.guard) if desired.guard else ""
         steps = plan(desired, found)
         if not steps:
             return
@@ -239,31 +307,40 @@ class Instance:
         if (now := Assigned(interface, endpoints)) != assigned:
             self._files.save_assigned(self.family, now)
 
-    def _report_refusals(self, cluster: Cluster, identity: Identity) -> None:
-        """Who is left out for a reason that somebody has to mend. A node without a key is no such thing."""
-        for name, reason in select_peers(cluster, self.family, identity).refusals.items():
-            network = cluster.nodes[name].of(self.family)
-            self._say(f"peer {name}", f"not encrypting to node {name}: it {reason}" if network.public_key else "")
-
     # Undoing
 
     def _undoing(self, place: Place, found: State) -> Callable[[], None]:
-        """What takes back all that is done from here on. If something was promised before, nothing is taken back."""
+        """What takes back all that is done from here on. If something was promised before, nothing is taken back, and nothing is
+        in strict mode, where to begin and fail is to refuse."""
 
         def undo() -> None:
-            if not found.is_promised:
+            if not found.is_promised and not self._is_strict:
                 self._disable(place)
                 if self._spawner is not None:
                     self._spawner.undo(place.interface, self._kernel)
 
         return undo
 
-    def _disable(self, place: Place) -> None:
+    def _disable(self, place: Place, guard: Guard | None = None) -> None:
         found = read_state(self._kernel, place)
-        self._apply(place, disabled_state(), found)
+        self._apply(place, replace(disabled_state(), guard=guard), found)
+
+    def _kept_guard(self, cluster: Cluster) -> Guard | None:
+        """What is still refused where the family rests: in strict mode everything, unless nothing is to be encrypted at all.
+        Felix's own interface may pass it: it encrypts, too."""
+        if not (self._is_strict and cluster.felix.of(self.family).enabled):
+            return None
+        return desired_state(cluster, self.family, self._identity(), self._numbers, None, self._policy(cluster)).guard
 
     def _say(self, topic: str, message: str) -> None:
         """Log a message when it is new on its topic; an empty one ends the topic."""
         if message and self._said.get(topic) != message:
             log.warning("%s: %s", self.family, message)
         self._said[topic] = message
+
+
+def _pod_mtu(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None

@@ -36,13 +36,31 @@ class WireguardConfiguration:
 
 @dataclass(frozen=True, slots=True)
 class FelixConfiguration:
-    """The fields about WireGuard that are in force on one node; the defaults are Felix's. ``keepalive``: seconds, 0 for off."""
+    """The fields about WireGuard, and those that bear on it, as they are in force on one node. The defaults are Felix's.
+
+    ``keepalive``: seconds, 0 for off. ``refresh_seconds``: how often everything is compared anew, inf for never.
+    ``syncs_routes``: off, there are no routes of ours. ``route_protocol``: what routes are marked with (3 is boot).
+    ``table_ranges``: routing tables that are Felix's, from and to. ``mark_mask``: mark bits that are Felix's.
+    ``mtu_interface_pattern``: the links that have a say in the underlay's MTU. ``has_metrics``: of WireGuard.
+    ``lacks_ipv6``: WireGuard over IPv6 is asked for, and stays off as Felix has no IPv6 here (``ipv6Support``).
+    ``selected``: the configurations that select this node, the one that counts first.
+    """
 
     ipv4: WireguardConfiguration = WireguardConfiguration(enabled=False, port=51820, mtu=0, interface="wireguard.cali")
     ipv6: WireguardConfiguration = WireguardConfiguration(enabled=False, port=51821, mtu=0, interface="wg-v6.cali")
     rule_priority: int = 99
     keepalive: int = 0
     host_encryption: bool = False
+    refresh_seconds: float = 90.0
+    syncs_routes: bool = True
+    route_protocol: int = 3
+    route_source: str = "CalicoIPAM"
+    table_ranges: tuple[tuple[int, int], ...] = ((1, 250),)
+    mark_mask: int = 0xFFFF0000
+    mtu_interface_pattern: str = r"^((en|wl|ww|sl|ib)[Pcopsvx].*|(eth|wlan|wwan).*)"
+    has_metrics: bool = True
+    lacks_ipv6: bool = False
+    selected: tuple[str, ...] = ()
 
     def of(self, family: Family) -> WireguardConfiguration:
         return self.ipv4 if family is Family.IPV4 else self.ipv6
@@ -53,7 +71,8 @@ class NodeNetwork:
     """What a node says of itself in one family.
 
     ``address`` is where peers send; ``host_addresses`` are all of its own addresses, that one included;
-    ``tunnel_addresses`` those of its tunnels, the WireGuard ``interface_address`` included.
+    ``tunnel_addresses`` those of its tunnels, the WireGuard ``interface_address`` included. ``port`` is where it listens, in
+    meshes that publish it; None: where the configuration says everybody does.
     """
 
     address: Address | None = None
@@ -61,6 +80,7 @@ class NodeNetwork:
     interface_address: Address | None = None
     tunnel_addresses: tuple[Address, ...] = ()
     host_addresses: tuple[Address, ...] = ()
+    port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +109,13 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """An IPPool. Routes do not depend on it; tunnel addresses come out of it if it ``allows_tunnels``."""
+    """An IPPool. Routes do not depend on it; our tunnel addresses come out of it if it ``allows_tunnels``. With
+    ``nat_outgoing`` its pods have their node's address wherever they speak to what is in no pool."""
 
     cidr: Prefix
     block_prefix_length: int
     allows_tunnels: bool
+    nat_outgoing: bool = False
 
 
 @dataclass(frozen=True, slots=True)

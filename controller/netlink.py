@@ -1,19 +1,20 @@
 """The kernel's side of a state: links, addresses, routes and rules, read and changed through rtnetlink.
 
-The only door to pyroute2. All of it is blocking, and about the network namespace of the process. Interfaces go by name and are
-looked up anew each time, since a data plane that restarts may bring a new one. What the kernel refuses comes out as a
-:class:`NetlinkRefusal` of one line; removing what is gone already is no refusal.
+The only door to pyroute2; routes, of which there are many, go past it (:mod:`controller.rtnetlink`). All of it is blocking,
+and about the network namespace of the process. Interfaces go by name and are looked up anew each time, since a data plane
+that restarts may bring a new one. What the kernel refuses comes out as a :class:`NetlinkRefusal` of one line; removing what
+is gone already is no refusal.
 """
 
 import errno
 import os
 import socket
 import struct
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,29 +23,49 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from controller.model import Address, Family
+from controller.rtnetlink import (
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_DUMP_INTR,
+    NLM_F_REPLACE,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    RTM_DELROUTE,
+    RTM_GETROUTE,
+    RTM_NEWROUTE,
+    attribute,
+    dump_routes,
+    messages,
+    pack,
+    parse_route,
+    put_route,
+    remove_route,
+)
 from controller.state import InterfaceAddress, Link, Route, RouteKind, Rule
 
-# Numbers of linux/if.h, if_link.h, rtnetlink.h, fib_rules.h.
+# Numbers of linux/if.h, if_link.h, rtnetlink.h, fib_rules.h, netlink.h.
 IFF_UP = 1
-RTN_UNICAST, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT, RTN_THROW = 1, 6, 7, 8, 9
-RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_NOWHERE = 0, 253, 255
-RTPROT_BOOT = 3
 FIB_RULE_INVERT, FR_ACT_TO_TBL, NO_SUPPRESSION = 2, 1, 0xFFFFFFFF
 RTM_NEWLINK, RTM_DELLINK, RTM_SETLINK = 16, 17, 19
 RTNLGRP_LINK, RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_RULE = 1, 8, 19
-NLM_F_REQUEST, NLM_F_ACK, NLA_F_NESTED = 1, 4, 0x8000
+NLA_F_NESTED = 0x8000
 IFLA_AF_SPEC, IFLA_INET_CONF, IPV4_DEVCONF_RP_FILTER = 26, 1, 8
 IN6_ADDR_GEN_MODE_NONE = 1
 STRICT, LOOSE = 1, 2
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h; Python has no name for it
+SOL_NETLINK, NETLINK_GET_STRICT_CHK, NETLINK_CAP_ACK = 270, 12, 10
+SO_RCVBUFFORCE = 33  # of asm-generic/socket.h; the socket module has no name for it
+
+BATCH = 512
+"""Messages in one send. Each may be answered by an error, and all answers must fit into the receive buffer."""
+
+_DATAGRAM_SIZE = 1 << 17
+_RECEIVE_BUFFER = 4 << 20
+_DUMP_ATTEMPTS = 5
+_REPLY_SECONDS = 10.0
 
 _FAMILIES = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
-_TYPES = {RouteKind.DEVICE: RTN_UNICAST, RouteKind.THROW: RTN_THROW, RouteKind.BLACKHOLE: RTN_BLACKHOLE}
-_DEVICELESS = {
-    RTN_THROW: RouteKind.THROW,
-    RTN_BLACKHOLE: RouteKind.BLACKHOLE,
-    RTN_UNREACHABLE: RouteKind.BLACKHOLE,
-    RTN_PROHIBIT: RouteKind.BLACKHOLE,
-}
 _GONE = (errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ENODEV)
 
 
@@ -88,9 +109,24 @@ class Kernel:
         except OSError:
             return IPRoute()  # before Linux 4.20 it cannot
 
+    @cached_property
+    def _socket(self) -> socket.socket:
+        """For messages of our own making."""
+        netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        for level, option, value in (
+            (SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1),  # the kernel then dumps one table, not all
+            (SOL_NETLINK, NETLINK_CAP_ACK, 1),  # and does not send our messages back to us
+            (socket.SOL_SOCKET, SO_RCVBUFFORCE, _RECEIVE_BUFFER),
+        ):
+            with suppress(OSError):  # an older kernel, or fewer rights: it costs speed
+                netlink.setsockopt(level, option, value)
+        netlink.settimeout(_REPLY_SECONDS)
+        netlink.bind((0, 0))
+        return netlink
+
     def close(self) -> None:
-        if "_netlink" in self.__dict__:
-            self._netlink.close()
+        for opened in {"_netlink", "_socket"} & self.__dict__.keys():
+            getattr(self, opened).close()
 
     def __enter__(self) -> Self:
         return self
@@ -122,9 +158,14 @@ class Kernel:
     def routes(self, table: int, family: Family, index: int | None) -> frozenset[Route]:
         """The routes of a table that are ours to keep: those into the link ``index``, and those that need no link."""
         with _refusals(f"read table {table}"):
-            # dump_filter=None: pyroute2 then asks the kernel for this table instead of sifting through all of them.
-            found = list(self._netlink.route("dump", family=_FAMILIES[family], table=table, dump_filter=None))
-        return frozenset(route for message in found for route in _parse_route(message, table, index))
+            found = self._dump(RTM_GETROUTE, dump_routes(table, family))
+        return frozenset(
+            entry.route
+            for entry in map(parse_route, found)
+            if entry.table == table
+            and entry.route is not None
+            and (entry.route.kind is not RouteKind.DEVICE or entry.index == index)
+        )
 
     def rules(self, table: int, family: Family) -> frozenset[Rule]:
         """The rules that point to a table."""
@@ -171,17 +212,27 @@ class Kernel:
         with _refusals(f"take the address {address} from {name}", tolerated=_GONE):
             self._netlink.addr("del", index=self._index(name), address=str(address.ip), prefixlen=address.network.prefixlen)
 
-    def put_route(self, name: str, table: int, route: Route) -> None:
-        is_into_link = route.kind is RouteKind.DEVICE
-        link = {"oif": self._index(name)} if is_into_link else {}
-        # IPv6 routes have no scope.
-        scope = RT_SCOPE_LINK if is_into_link and route.prefix.version == 4 else RT_SCOPE_UNIVERSE
-        with _refusals(f"put the route {route.kind.value} {route.prefix}"):
-            self._netlink.route("replace", **_route(table, route), **link, scope=scope, proto=RTPROT_BOOT)
+    def put_routes(self, name: str, table: int, routes: Sequence[Route]) -> None:
+        """Add the routes in this order, each in the place of the one with its prefix and metric if there is one.
 
-    def remove_route(self, table: int, route: Route) -> None:
-        with _refusals(f"remove the route {route.kind.value} {route.prefix}", tolerated=_GONE):
-            self._netlink.route("del", **_route(table, route), scope=RT_SCOPE_NOWHERE)  # which here means: of any scope
+        They are tried to the last one. Raises NetlinkRefusal for the first that was refused.
+        """
+        index = self._index(name) if any(route.kind is RouteKind.DEVICE for route in routes) else 0
+        bodies = [put_route(table, route, index) for route in routes]
+        self._change_routes(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, "put", routes, bodies)
+
+    def remove_routes(self, table: int, routes: Sequence[Route]) -> None:
+        """Remove the routes in this order; like :meth:`put_routes`."""
+        bodies = [remove_route(table, route) for route in routes]
+        self._change_routes(RTM_DELROUTE, 0, "remove", routes, bodies, tolerated=_GONE)
+
+    def _change_routes(
+        self, kind: int, flags: int, verb: str, routes: Sequence[Route], bodies: Sequence[bytes], tolerated: Iterable[int] = ()
+    ) -> None:
+        failed = next(((i, code) for i, code in self._send(kind, flags, bodies) if code not in tolerated), None)
+        if failed is not None:
+            position, code = failed
+            raise NetlinkRefusal(code, f"{verb} the route {routes[position].kind.value} {routes[position].prefix}")
 
     def add_rule(self, table: int, family: Family, rule: Rule) -> None:
         with _refusals(f"add the rule of priority {rule.priority}", tolerated=(errno.EEXIST,)):
@@ -193,16 +244,66 @@ class Kernel:
 
     def loosen_reverse_path(self, name: str) -> None:
         """rp_filter=2. Through netlink, as /proc/sys is read-only in a pod, and by hand, as pyroute2 can only read it."""
-        configuration = _attribute(IPV4_DEVCONF_RP_FILTER, struct.pack("=I", LOOSE))
+        configuration = attribute(IPV4_DEVCONF_RP_FILTER, struct.pack("=I", LOOSE))
         for kind in (IFLA_INET_CONF, socket.AF_INET, IFLA_AF_SPEC):
-            configuration = _attribute(kind | NLA_F_NESTED, configuration)
+            configuration = attribute(kind | NLA_F_NESTED, configuration)
         body = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, self._index(name), 0, 0) + configuration
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as netlink:
-            netlink.bind((0, 0))
-            netlink.send(struct.pack("=IHHII", 16 + len(body), RTM_SETLINK, NLM_F_REQUEST | NLM_F_ACK, 1, 0) + body)
-            (code,) = struct.unpack_from("=i", netlink.recv(1 << 16), 16)
-        if code:
-            raise NetlinkRefusal(-code, f"loosen the reverse path filter of {name}")
+        for _, code in self._send(RTM_SETLINK, 0, [body]):
+            raise NetlinkRefusal(code, f"loosen the reverse path filter of {name}")
+
+    # Messages of our own making
+
+    def _send(self, kind: int, flags: int, bodies: Sequence[bytes]) -> list[tuple[int, int]]:
+        """The positions of the messages that the kernel refused, and why, in order. It handles all of them.
+
+        Errors are answered in any case. A confirmation is asked for with the last message of a batch only, which is handled
+        last: when it comes, all else has come.
+        """
+        refused = []
+        with _refusals("talk to the kernel"):
+            for first in range(0, len(bodies), BATCH):
+                last = min(first + BATCH, len(bodies)) - 1
+                packed = (
+                    pack(kind, flags | (NLM_F_ACK if position == last else 0), position + 1, bodies[position])
+                    for position in range(first, last + 1)
+                )
+                self._socket.send(b"".join(packed))
+                refused += self._replies(last)
+        return refused
+
+    def _replies(self, last: int) -> Iterator[tuple[int, int]]:
+        while True:
+            for message in messages(self._socket.recv(_DATAGRAM_SIZE)):
+                if message.kind != NLMSG_ERROR:
+                    continue
+                (code,) = struct.unpack_from("=i", message.body)
+                if code:
+                    yield message.sequence - 1, -code
+                if message.sequence - 1 == last:
+                    return
+
+    def _dump(self, kind: int, body: bytes) -> list[bytes]:
+        """The bodies of all answers, read again if what was read had changed meanwhile."""
+        found: list[bytes] = []
+        for _ in range(_DUMP_ATTEMPTS):
+            found, is_whole = self._dump_once(kind, body)
+            if is_whole:
+                break
+        return found
+
+    def _dump_once(self, kind: int, body: bytes) -> tuple[list[bytes], bool]:
+        self._socket.send(pack(kind, NLM_F_DUMP, 0, body))
+        found = []
+        is_whole = True
+        while True:
+            for message in messages(self._socket.recv(_DATAGRAM_SIZE)):
+                is_whole &= not message.flags & NLM_F_DUMP_INTR
+                if message.kind == NLMSG_DONE:
+                    return found, is_whole
+                if message.kind == NLMSG_ERROR:
+                    (code,) = struct.unpack_from("=i", message.body)
+                    raise OSError(-code, os.strerror(-code))
+                found.append(message.body)
 
     def _index(self, name: str) -> int:
         found = self.find_link(name)
@@ -247,17 +348,9 @@ class Monitor:
                 return is_about_us
             except OSError:  # ENOBUFS: something was lost
                 return True
-            for kind, message in _messages(datagram):
-                is_about_link = kind in (RTM_NEWLINK, RTM_DELLINK)
-                is_about_us |= not is_about_link or any(needle in message for needle in needles)
-
-
-def _messages(datagram: bytes) -> Iterator[tuple[int, bytes]]:
-    offset = 0
-    while offset + 16 <= len(datagram):
-        length, kind = struct.unpack_from("=IH", datagram, offset)
-        yield kind, datagram[offset : offset + length]
-        offset += max(length + 3 & ~3, 16)
+            for message in messages(datagram):
+                is_about_link = message.kind in (RTM_NEWLINK, RTM_DELLINK)
+                is_about_us |= not is_about_link or any(needle in message.body for needle in needles)
 
 
 @contextmanager
@@ -277,28 +370,6 @@ def _refusals(what: str, tolerated: Iterable[int] = ()) -> Iterator[None]:
 def _local(message: Any) -> str:
     """An interface's own address; IFA_ADDRESS is the other end's where there are two."""
     return str(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
-
-
-def _parse_route(message: Any, table: int, index: int | None) -> Iterator[Route]:
-    if message.get_attr("RTA_TABLE", message["table"]) != table:
-        return
-    kind = _DEVICELESS.get(message["type"])
-    if kind is None and message["type"] == RTN_UNICAST and message.get_attr("RTA_OIF") == index is not None:
-        kind = RouteKind.DEVICE
-    if kind is not None:
-        any_address = "0.0.0.0" if message["family"] == socket.AF_INET else "::"
-        prefix = ip_network((message.get_attr("RTA_DST") or any_address, message["dst_len"]))
-        yield Route(prefix, kind, message.get_attr("RTA_PRIORITY") or 0)
-
-
-def _route(table: int, route: Route) -> dict[str, Any]:
-    return {
-        "family": _FAMILIES[Family(route.prefix.version)],
-        "dst": str(route.prefix),
-        "table": table,
-        "type": _TYPES[route.kind],
-        "priority": route.metric,
-    }
 
 
 _RULE_ATTRIBUTES = {"FRA_TABLE", "FRA_PRIORITY", "FRA_FWMARK", "FRA_FWMASK", "FRA_PROTOCOL"}
@@ -327,10 +398,6 @@ def _rule(table: int, family: Family, rule: Rule) -> dict[str, Any]:
     if rule.fwmask:
         arguments |= {"fwmark": rule.fwmark, "fwmask": rule.fwmask}
     return arguments
-
-
-def _attribute(kind: int, payload: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
 
 
 def _all_links_rp_filter() -> int:

@@ -20,16 +20,22 @@ IPs (which peer). So, from the outside in:
    step of the device's. Within each half of rule 2 routes keep to the same order, for the same reason.
 4. *The kernel's own surprises.* Taking the last IPv4 address off an interface, or the interface down, removes all routes
    into it from all tables (measured on 6.18; ``fib_disable_ip``). So the interface goes down only when no route needs it,
-   and while the last address goes, the routes into the interface are blackholes: the exception to the third promise. Routes
-   into an interface can only be added while it is up.
+   and while the last address goes, the twins hold: the exception to the third promise. Routes into an interface can only be
+   added while it is up.
+5. *Twins* (:attr:`controller.state.Route.twin`) come after all the routes they stand behind, since before them they would
+   be in force, and go before those; the rule, which makes it all count, comes after both.
+6. *The guard* of strict mode comes first of all and goes last of all, and so does each of its ranges. What it refuses is dropped from its coming on, until
+   the tunnel has it: the other exception to the third promise, and the point of strict mode.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import TypeVar
 
-from controller.state import Device, InterfaceAddress, Link, Route, RouteKind, Rule, State
+from controller.prefixes import LongestMatch, widest
+from controller.state import TWIN_METRIC, Device, Guard, InterfaceAddress, Link, Route, RouteKind, Rule, State
 from wgpy.config import NO_KEY, Change, PeerConfig, Prefix, SetDevice, SetPeer
 
 T = TypeVar("T")
@@ -92,6 +98,13 @@ class LoosenReversePath:
     """Let the underlay accept packets whose way back is another than the one they came."""
 
 
+@dataclass(frozen=True, slots=True)
+class SetGuard:
+    """None takes it away."""
+
+    guard: Guard | None
+
+
 Step = (
     SetLink
     | AddAddress
@@ -103,6 +116,7 @@ Step = (
     | Configure
     | SetMasquerade
     | LoosenReversePath
+    | SetGuard
 )
 
 
@@ -114,6 +128,9 @@ def plan(desired: State, actual: State) -> tuple[Step, ...]:
 def _steps(desired: State, actual: State) -> Iterator[Step]:
     missing_rules = sorted(desired.rules - actual.rules, key=_rule_order)
     wrong_rules = sorted(actual.rules - desired.rules, key=_rule_order)
+    guard = _both(desired.guard, actual.guard)
+    if desired.guard is not None and guard != actual.guard:
+        yield SetGuard(guard)
     if not desired.is_promised:
         yield from map(RemoveRule, wrong_rules)
     if desired.is_underlay_strict is False and actual.is_underlay_strict:
@@ -122,9 +139,10 @@ def _steps(desired: State, actual: State) -> Iterator[Step]:
 
     sends_on = any(route.kind is RouteKind.DEVICE for route in desired.routes)
     if sends_on:
-        holds = list(_hold(desired, actual))
-        yield from holds
-        actual = replace(actual, routes=_after(actual.routes, holds))
+        if _loses_last_ipv4_address(desired, actual):
+            held = _held(actual.routes)
+            yield from map(PutRoute, sorted(held - actual.routes, key=_put_order))
+            actual = replace(actual, routes=held)
         yield from _address_steps(desired, actual)
     withdrawn, given = _route_steps(desired.routes, actual.routes)
     yield from withdrawn
@@ -141,6 +159,15 @@ def _steps(desired: State, actual: State) -> Iterator[Step]:
         yield from map(RemoveRule, wrong_rules)
     if desired.link and actual.link and actual.link.is_up and not desired.link.is_up:
         yield SetLink(is_up=False)
+    if desired.guard != guard:
+        yield SetGuard(desired.guard)
+
+
+def _both(desired: Guard | None, actual: Guard | None) -> Guard | None:
+    """The guard while things change: as desired, but what was protected stays so."""
+    if desired is None or actual is None:
+        return desired or actual
+    return replace(desired, protected=widest(desired.protected | actual.protected))
 
 
 def _rule_order(rule: Rule) -> tuple[int, int, int, bool, str]:
@@ -159,14 +186,16 @@ def _raise_link(desired: Link | None, actual: Link | None) -> Iterator[Step]:
         yield SetLink(is_up, mtu)
 
 
-def _hold(desired: State, actual: State) -> Iterator[PutRoute]:
-    """Blackholes for the routes that the kernel would remove together with the last IPv4 address."""
-    before = {address for address in actual.addresses if address.version == 4}
-    after = {address for address in desired.addresses if address.version == 4}
-    if before and not after:
-        for route in sorted(actual.routes, key=_longest_first):
-            if route.kind is RouteKind.DEVICE:
-                yield PutRoute(replace(route, kind=RouteKind.BLACKHOLE))
+def _loses_last_ipv4_address(desired: State, actual: State) -> bool:
+    return any(a.version == 4 for a in actual.addresses) and not any(a.version == 4 for a in desired.addresses)
+
+
+def _held(routes: frozenset[Route]) -> frozenset[Route]:
+    """What is left when the kernel has removed the routes into the interface, if each has its twin."""
+    into_interface = {route for route in routes if route.kind is RouteKind.DEVICE}
+    twins = {route.twin for route in into_interface}
+    replaced = {(twin.prefix, twin.metric) for twin in twins}
+    return frozenset(twins | {route for route in routes - into_interface if (route.prefix, route.metric) not in replaced})
 
 
 def _address_steps(desired: State, actual: State) -> Iterator[Step]:
@@ -186,31 +215,44 @@ RouteSteps = list[PutRoute | RemoveRoute]
 
 def _route_steps(desired: frozenset[Route], actual: frozenset[Route]) -> tuple[RouteSteps, RouteSteps]:
     """The changes of routes to make before the device changes, and those to make after it."""
-    before, after = _LongestMatch(_kinds(actual)), _LongestMatch(_kinds(desired))
-    replaced = {(route.prefix, route.metric) for route in desired}
-    removed = [route for route in actual - desired if (route.prefix, route.metric) not in replaced]
-    changes: RouteSteps = [PutRoute(route) for route in sorted(desired - actual, key=_longest_first)]
-    changes += [RemoveRoute(route) for route in sorted(removed, key=_shortest_first)]
+    arriving, leaving = desired - actual, actual - desired
+    if not arriving and not leaving:
+        return [], []
+    before, after = LongestMatch(_kinds(actual)), LongestMatch(_kinds(desired))
+    replaced = {(route.prefix, route.metric) for route in arriving}
+    removed = [route for route in leaving if (route.prefix, route.metric) not in replaced]
+    changes: RouteSteps = [PutRoute(route) for route in sorted(arriving, key=_put_order)]
+    changes += [RemoveRoute(route) for route in sorted(removed, key=_remove_order)]
 
     def waits(change: PutRoute | RemoveRoute) -> bool:
         was, will_be = before.lookup(change.route.prefix), after.lookup(change.route.prefix)
-        if will_be is RouteKind.BLACKHOLE:
-            return False  # dropping is safe at any time
+        if will_be is RouteKind.PROHIBIT:
+            return False  # refusing is safe at any time
         # Packets of a route that goes may be about to fall through to a wider route that is yet to come.
         return was is not RouteKind.DEVICE or (isinstance(change, RemoveRoute) and will_be is RouteKind.DEVICE)
 
-    return [change for change in changes if not waits(change)], [change for change in changes if waits(change)]
+    early: RouteSteps = []
+    late: RouteSteps = []
+    for change in changes:
+        (late if waits(change) else early).append(change)
+    return early, late
 
 
 def _kinds(routes: Iterable[Route]) -> dict[Prefix, RouteKind]:
     """Of several routes with one prefix the lowest metric counts."""
-    return {route.prefix: route.kind for route in sorted(routes, key=lambda route: -route.metric)}
+    return {route.prefix: route.kind for route in sorted(routes, key=attrgetter("metric"), reverse=True)}
 
 
-def _after(routes: frozenset[Route], puts: Iterable[PutRoute]) -> frozenset[Route]:
-    by_key = {(route.prefix, route.metric): route for route in routes}
-    by_key |= {(put.route.prefix, put.route.metric): put.route for put in puts}
-    return frozenset(by_key.values())
+def _put_order(route: Route) -> tuple[bool, int, str, int, int]:
+    """Twins last, the rest from the longest prefix to the shortest. Those of one length are disjoint, so in any order: the
+    same kinds together, which can then be done at one go."""
+    prefix = route.prefix
+    return (route.metric == TWIN_METRIC, -prefix.prefixlen, route.kind.value, int(prefix.network_address), route.metric)
+
+
+def _remove_order(route: Route) -> tuple[int, int, str, int]:
+    """From the shortest prefix to the longest; of two routes with one prefix first the one that is not in force."""
+    return (route.prefix.prefixlen, -route.metric, route.kind.value, int(route.prefix.network_address))
 
 
 # The device ---------------------------------------------------------------------------------------------------------
@@ -226,11 +268,14 @@ def _device_steps(desired: Device, actual: Device) -> Iterator[Step]:
         yield Configure((device,))  # alone: a port in use is then known before any peer is touched
     wanted = {peer.public_key: peer for peer in desired.peers}
     found = {peer.public_key: peer for peer in actual.peers}
-    owners_after, owners_before = _owners(desired.peers), _owners(actual.peers)
+    # A peer that stays as it is neither gives an allowed IP nor gets one, as each has one owner.
+    arriving = [peer for peer in desired.peers if found.get(peer.public_key) != peer]
+    leaving = [peer for peer in actual.peers if wanted.get(peer.public_key) != peer]
+    owners_after, owners_before = _owners(arriving), _owners(leaving)
     moved = [(prefix, key) for prefix, key in owners_after.items() if owners_before.get(prefix) != key]
     taken = [(prefix, key) for prefix, key in owners_before.items() if prefix not in owners_after]
 
-    changes: list[Change] = [change for key, peer in wanted.items() for change in _peer_changes(peer, found.get(key))]
+    changes: list[Change] = [change for peer in arriving for change in _peer_changes(peer, found.get(peer.public_key))]
     changes += [SetPeer(key, allowed_ips=prefixes) for key, prefixes in _by_peer(sorted(moved, key=_longest_prefix_first))]
     changes += [
         SetPeer(key, update_only=True, removed_allowed_ips=prefixes)
@@ -271,35 +316,11 @@ def _by_peer(prefixes: Iterable[tuple[Prefix, bytes]]) -> Iterator[tuple[bytes, 
 # Prefixes -----------------------------------------------------------------------------------------------------------
 
 
-def _longest_first(route: Route) -> tuple[int, str]:
-    return (-route.prefix.prefixlen, str(route.prefix))
-
-
-def _shortest_first(route: Route) -> tuple[int, str, int]:
-    return (route.prefix.prefixlen, str(route.prefix), -route.metric)  # of two routes the one that is not in force
-
-
-def _longest_prefix_first(item: tuple[Prefix, bytes]) -> tuple[int, bytes, str]:
+def _longest_prefix_first(item: tuple[Prefix, bytes]) -> tuple[int, bytes, int]:
     prefix, key = item
-    return (-prefix.prefixlen, key, str(prefix))
+    return (-prefix.prefixlen, key, int(prefix.network_address))
 
 
-def _shortest_prefix_first(item: tuple[Prefix, bytes]) -> tuple[int, bytes, str]:
+def _shortest_prefix_first(item: tuple[Prefix, bytes]) -> tuple[int, bytes, int]:
     prefix, key = item
-    return (prefix.prefixlen, key, str(prefix))
-
-
-class _LongestMatch:
-    """Which route kind a packet to (all of) a prefix meets. For the few prefixes of a plan, not for packets."""
-
-    def __init__(self, kinds: Mapping[Prefix, RouteKind]) -> None:
-        self._kinds = kinds
-        self._lengths = sorted({prefix.prefixlen for prefix in kinds}, reverse=True)
-
-    def lookup(self, prefix: Prefix) -> RouteKind | None:
-        for length in self._lengths:
-            if length <= prefix.prefixlen:
-                kind = self._kinds.get(prefix.supernet(new_prefix=length))
-                if kind is not None:
-                    return kind
-        return None
+    return (prefix.prefixlen, key, int(prefix.network_address))

@@ -3,8 +3,8 @@
 A source hands over *states*, not events: all objects as they are now, and then, whenever something has changed, all objects
 as they are by then. Bursts collapse, nothing can be missed, and losing a watch is just another list.
 
-Objects are what the Kubernetes API serves, as plain dicts that nobody may change. Only the kinds of
-:data:`controller.calico.KINDS` are handed over, and each has at least a kind and a name.
+Objects are what the Kubernetes API serves, as plain dicts that nobody may change. Only the kinds of the mesh
+(:mod:`controller.mesh`) are handed over, each trimmed to what the mesh looks at, and each has at least a kind and a name.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,12 +26,38 @@ class Ref(NamedTuple):
 Objects = Mapping[Ref, Manifest]
 
 
+class Event(NamedTuple):
+    """What an operator finds under ``kubectl describe node``. ``reason`` is one CamelCase word."""
+
+    reason: str
+    message: str
+    is_warning: bool
+
+
+class Health(NamedTuple):
+    """How a source is. ``heard_at`` (seconds since 1970) is when it last said anything; ``failure`` is why it is not in sync now, in
+    one line. ``lists`` and ``errors`` count from the start."""
+
+    is_synced: bool
+    heard_at: float | None = None
+    failure: str | None = None
+    lists: int = 0
+    errors: int = 0
+
+
 class SourceError(Exception):
     """The source cannot be read or written. The message is one line: what is wrong, where, what to do."""
 
 
+class SourceUnavailable(SourceError):
+    """Nobody answers just now. What is known stays as it is, and it is worth trying again."""
+
+
 class Source(Protocol):
-    """List, then changes; and the one thing a node writes."""
+    """List, then changes; and the little that a node writes."""
+
+    name: str
+    """What and where it is, for a person: ``directory /srv/cluster``."""
 
     async def list(self) -> Objects:
         """All objects as they are now. Raises SourceError, also for an object that is malformed from the start."""
@@ -42,9 +68,22 @@ class Source(Protocol):
         good state stays, and the log says so."""
         ...
 
-    async def annotate(self, node: str, annotations: Mapping[str, str | None]) -> None:
-        """Set annotations of a Node (None removes one), on top of whatever others have written meanwhile. SourceError if
-        there is no such Node or it cannot be written."""
+    async def annotate(self, ref: Ref, annotations: Mapping[str, str | None]) -> None:
+        """Set annotations of an object (None removes one), on top of whatever others have written meanwhile. SourceError if
+        there is no such object or it cannot be written."""
+        ...
+
+    async def tell(self, node: str, event: "Event") -> None:
+        """Make an Event on the Node, where a source has such a thing. The same one told again is counted, not repeated.
+        Raises SourceError."""
+        ...
+
+    def health(self) -> Health:
+        """How it is just now; costs nothing."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
         ...
 
     def locate(self, ref: Ref, path: Sequence[str | int]) -> str:

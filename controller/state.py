@@ -1,16 +1,22 @@
 """What WireGuard is on one node, in one family, as a value: of the state wanted, and of the state found.
 
 A :class:`State` holds only what is ours: our interface, the routes of our table, the rules that point to it, the device
-behind UAPI. Two states can be compared and subtracted (:mod:`controller.plan`), whatever made them.
+behind UAPI, our nftables tables. Two states can be compared and subtracted (:mod:`controller.plan`), whatever made them.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from ipaddress import IPv4Interface, IPv6Interface
 
 from wgpy.config import PeerConfig, Prefix
 
 InterfaceAddress = IPv4Interface | IPv6Interface
+
+ROUTE_PROTOCOL = 3
+"""RTPROT_BOOT: who says to have made a route. Felix's default too."""
+
+TWIN_METRIC = 0x7FFF0000
+"""Behind every route that could be meant: a smaller metric is a better route."""
 
 
 class RouteKind(Enum):
@@ -20,8 +26,8 @@ class RouteKind(Enum):
     """Into our interface: encrypted, or dropped."""
     THROW = "throw"
     """On to the next rule: in clear, as if our table were not there."""
-    BLACKHOLE = "blackhole"
-    """Dropped. Where encryption was promised and cannot be given just now."""
+    PROHIBIT = "prohibit"
+    """Refused: the sender is told so (ICMP, EACCES). Where encryption is owed and cannot be given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,13 @@ class Route:
     prefix: Prefix
     kind: RouteKind
     metric: int = 0
+    protocol: int = ROUTE_PROTOCOL
+
+    @property
+    def twin(self) -> "Route":
+        """What stands behind a route into the interface: when the interface is down or gone, and the route with it, packets
+        meet a refusal instead of the next rule, which would send them in clear."""
+        return replace(self, kind=RouteKind.PROHIBIT, metric=TWIN_METRIC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +76,22 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class Guard:
+    """What strict mode has the host's firewall refuse: plaintext with a ``protected`` address at the other end.
+
+    Such packets pass by our own interface, by the loopback and by ``workloads`` (names of interfaces, a ``*`` at the end is any
+    ending) and by nothing else. ``exempt`` are addresses inside the protected ranges that are not meant: nodes' own.
+    """
+
+    protected: frozenset[Prefix] = frozenset()
+    exempt: frozenset[Prefix] = frozenset()
+    workloads: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class State:
-    """``link`` is None where there is no such interface, ``device`` where no data plane answers for it.
+    """``link`` is None where there is no such interface, ``device`` where no data plane answers for it, ``guard`` where
+    nothing is refused by the firewall.
 
     ``masquerades``: what this node sends into the interface from another of its addresses gets the interface's.
     ``is_underlay_strict``: the underlay's reverse path filter insists on the best path; None leaves it as it is.
@@ -77,6 +104,7 @@ class State:
     device: Device | None = None
     masquerades: bool = False
     is_underlay_strict: bool | None = None
+    guard: Guard | None = None
 
     @property
     def is_promised(self) -> bool:
@@ -86,4 +114,4 @@ class State:
 
 def sorted_prefixes(prefixes: "frozenset[Prefix] | set[Prefix]") -> tuple[Prefix, ...]:
     """In the one order in which two lists of allowed IPs can be compared."""
-    return tuple(sorted(prefixes, key=lambda prefix: (prefix.version, prefix.network_address, prefix.prefixlen)))
+    return tuple(sorted(prefixes, key=lambda prefix: (prefix.version, int(prefix.network_address), prefix.prefixlen)))

@@ -6,6 +6,12 @@
 ``ipv4.json``, ``ipv6.json``
     What we have asked for: the interface's name and each peer's endpoint. Whether a peer has roamed shows only in comparison
     with that.
+``objects.json``
+    The cluster's objects as they were last, trimmed: what a node that starts goes by until the API server answers.
+``status.json``
+    What the agent last said of itself, for ``wgpy mesh`` and for the next agent.
+``guard.nft``
+    The nftables tables of strict mode, for :file:`wgpy-guard.service` to load before anything else sends a packet.
 ``agent.lock``
     Held while an agent runs, so that there is only one.
 
@@ -22,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from controller.model import Family
+from controller.source import Objects, Ref
 from wgpy.config import KEY_LENGTH, DeviceSnapshot, Endpoint, parse_endpoint
 from wgpy.show import lines
 from wgpy.wgconf import format_key, parse_key
@@ -109,6 +116,44 @@ class StateFiles:
         endpoints = {format_key(key): str(endpoint) for key, endpoint in assigned.endpoints.items()}
         text = json.dumps({"interface": assigned.interface, "endpoints": endpoints}, indent=1)
         self._write(self._file(family, "json"), text + "\n")
+
+    def objects(self) -> Objects | None:
+        """The objects saved last, None if there are none that can be read."""
+        try:
+            saved: Any = json.loads((self.path / "objects.json").read_bytes())
+            return {Ref(kind, name): manifest for kind, name, manifest in saved}
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError):
+            log.warning("%s cannot be read: starting without it", self.path / "objects.json")
+            return None
+
+    def save_objects(self, objects: Objects) -> None:
+        text = json.dumps([(*ref, manifest) for ref, manifest in objects.items()], separators=(",", ":"))
+        self._write(self.path / "objects.json", text)
+
+    def status(self) -> str:
+        """The status saved last. Raises StateError if there is none."""
+        try:
+            return (self.path / "status.json").read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise StateError(f"cannot read {self.path / 'status.json'}: {error}") from None
+
+    def save_status(self, text: str) -> None:
+        self._write(self.path / "status.json", text)
+
+    def save_guard(self, ruleset: str) -> None:
+        """Keep the ruleset that the next boot is to begin with; an empty one for none."""
+        path = self.path / "guard.nft"
+        try:
+            if (path.read_text() if path.exists() else "") == ruleset:
+                return
+            if not ruleset:
+                path.unlink()
+                return
+        except OSError as error:
+            raise StateError(f"cannot write {path}: {error.strerror}") from None
+        self._write(path, ruleset)
 
     def _file(self, family: Family, suffix: str) -> Path:
         return self.path / f"{str(family).lower()}.{suffix}"

@@ -5,9 +5,11 @@ interfaces have no such socket. Each call is one connection. Whatever goes wrong
 one line, which is for a person to read and holds no key.
 """
 
+import contextlib
 import errno as errnos
 import os
 import socket
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -67,21 +69,24 @@ class Client:
         """Send the request and return the reply, up to its blank line."""
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-                connection.settimeout(self.timeout)
-                connection.connect(str(self.path))
-                connection.sendall(request.encode())
-                return _receive_reply(connection)
+                _connect(connection, self.path, self.timeout)
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    connection.sendall(request.encode())
+                reply = _receive_reply(connection)  # who hangs up in the middle of a request may have said why
         except (FileNotFoundError, ConnectionRefusedError) as error:
             reason = f"no interface {self.name!r} here: nobody listens on {self.path} (start one with: wgpy {self.name})"
             raise NoSuchInterface(error.errno or errnos.ENOENT, reason) from None
         except PermissionError as error:
             reason = f"interface {self.name!r}: no permission to use {self.path}: run as root"
             raise ClientError(error.errno or errnos.EACCES, reason) from None
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             reason = f"interface {self.name!r} did not answer within {self.timeout:g} s: is its process stopped or overloaded?"
             raise ClientError(errnos.ETIMEDOUT, reason) from None
         except OSError as error:
             raise ClientError(error.errno or errnos.EIO, f"interface {self.name!r}: {error.strerror or error}") from None
+        if not reply:
+            raise ClientError(errnos.EPROTO, f"interface {self.name!r} hung up without an answer")
+        return reply
 
     def _refusal(self, what: str, error: UapiError) -> ClientError:
         return ClientError(error.errno, f"interface {self.name!r} refused to {what}: {os.strerror(error.errno)}")
@@ -89,7 +94,23 @@ class Client:
 
 def interfaces(directory: Path = SOCKET_DIRECTORY) -> list[str]:
     """The names of the interfaces that somebody answers for, sorted. A socket left behind by a dead process is not one."""
-    return sorted(path.stem for path in directory.glob("*.sock") if _is_interface_name(path.stem) and _is_answered(path))
+    return sorted(
+        path.stem for path in directory.glob("*.sock") if _is_interface_name(path.stem) and _knock(path) in (0, errnos.EAGAIN)
+    )
+
+
+def clear_abandoned(directory: Path = SOCKET_DIRECTORY) -> list[str]:
+    """Remove the socket files that processes left behind when they were killed, and give the names of their interfaces.
+
+    ``wg`` does so, too, when it comes across one. Some programs (Felix) see no interface at all as long as there is one.
+    """
+    cleared = []
+    for path in sorted(directory.glob("*.sock")):
+        if _knock(path) == errnos.ECONNREFUSED:
+            with contextlib.suppress(OSError):
+                path.unlink()
+                cleared.append(path.stem)
+    return cleared
 
 
 def _is_interface_name(name: str) -> bool:
@@ -98,14 +119,21 @@ def _is_interface_name(name: str) -> bool:
     return short and name not in (".", "..") and "/" not in name and ":" not in name and not any(map(str.isspace, name))
 
 
-def _is_answered(path: Path) -> bool:
+def _connect(connection: socket.socket, path: Path, timeout: float) -> None:
+    """Connect and set the timeout. Raises BlockingIOError if the other end does not take us in time.
+
+    A Unix socket that does not block is refused at once where others wait to be taken; one that blocks waits its turn.
+    """
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", *divmod(int(timeout * 1e6), 1_000_000)))
+    connection.connect(str(path))
+    connection.settimeout(timeout)
+
+
+def _knock(path: Path) -> int:
+    """The errno of connecting: 0 if somebody is there, EAGAIN if many wait for them already, ECONNREFUSED if nobody is."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(1.0)
-        try:
-            connection.connect(str(path))
-        except OSError:
-            return False
-    return True
+        connection.setblocking(False)
+        return connection.connect_ex(str(path))
 
 
 def _receive_reply(connection: socket.socket) -> str:

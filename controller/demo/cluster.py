@@ -27,11 +27,11 @@ from typing import Any
 import yaml
 
 import wgpy
-from controller.calico import ANNOTATIONS
 from controller.demo import manifests
 from controller.demo.capture import Verdict
 from controller.demo.topology import Address, Interface, Namespace, Network, Node, Pod, Topology
 from controller.directory import Directory
+from controller.meshes.calico import ANNOTATIONS
 from controller.model import Family
 from controller.source import Ref
 from wgpy.client import Client, ClientError

@@ -90,7 +90,7 @@ class Node:
         return self.log_path.read_text() if self.log_path.exists() else ""
 
     def agent_words(self, *options: str, verb: str = "agent") -> list[str]:
-        words = [sys.executable, "-m", "controller", verb, "--directory", str(self.lab.directory.path), "--node", self.name]
+        words = [sys.executable, "-m", "controller", verb, *self.lab.source_options(self), "--node", self.name]
         return [*words, "--state", str(self.state), *options]
 
     def start_agent(self, *options: str) -> "subprocess.Popen[bytes]":
@@ -129,10 +129,11 @@ class Node:
         return "UP" in link["flags"], link["mtu"], addresses
 
     def routes(self, version: int = 4) -> dict[str, str]:
-        """Our table: prefix -> what it does."""
+        """Our table: prefix -> what the route in force does. The twins behind the routes are not."""
         table = {4: "5182", 6: "5183"}[version]
         printed = self.run("ip", f"-{version}", "-j", "route", "show", "table", table, check=False).strip()
         found = json.loads(printed) if printed.endswith("]") else []  # half a list: there is no such table yet
+        found.sort(key=lambda route: -route.get("metric", 0))
         return {route["dst"]: route["type"] if route.get("type", "unicast") != "unicast" else route["dev"] for route in found}
 
     def rules(self, version: int = 4) -> list[str]:
@@ -156,8 +157,7 @@ class Node:
         return key
 
     def manifest(self) -> Manifest:
-        manifest: Manifest = yaml.safe_load((self.lab.directory.path / f"{self.name}.yaml").read_text())
-        return manifest
+        return self.lab.node_manifest(self.name)
 
     def everything(self) -> str:
         """All that an agent could change, as text."""
@@ -186,8 +186,7 @@ class Lab:
     pods: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        (self.path / "cluster").mkdir()
-        self.directory = Directory(self.path / "cluster")
+        self.open_cluster()
         self.underlay = f"{self.prefix}u"
         ip("netns", "add", self.underlay)
         ip("-n", self.underlay, "link", "add", "br0", "type", "bridge")
@@ -236,6 +235,24 @@ class Lab:
         ip("-n", name, "route", "add", "default", "via", "169.254.1.1", "dev", "eth0")
         return name
 
+    # The cluster
+
+    def open_cluster(self) -> None:
+        (self.path / "cluster").mkdir()
+        self.directory = Directory(self.path / "cluster")
+
+    def source_options(self, node: Node) -> list[str]:
+        """The agent's options that say where the cluster is."""
+        return ["--directory", str(self.directory.path)]
+
+    def node_manifest(self, name: str) -> Manifest:
+        manifest: Manifest = yaml.safe_load((self.directory.path / f"{name}.yaml").read_text())
+        return manifest
+
+    def allocate(self) -> None:
+        """Be Calico's allocator for a moment."""
+        allocate(self.directory)
+
     def put(self, manifest: Mapping[str, Any], name: str) -> None:
         """Write an object as a person would: aside, and renamed."""
         aside = self.directory.path / f".{name}.test"
@@ -262,7 +279,7 @@ class Lab:
         deadline = time.monotonic() + seconds
         while True:
             if allocating:
-                allocate(self.directory)
+                self.allocate()
             with contextlib.suppress(AssertionError, KeyError, FileNotFoundError):
                 if condition():
                     return

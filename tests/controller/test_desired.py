@@ -18,8 +18,8 @@ from controller.desired import (
     prefix_owners,
     select_peers,
 )
+from controller.meshes.calico import observe
 from controller.model import Cluster, Family
-from controller.observe import observe
 from controller.state import Device, Link, Route, RouteKind, Rule, State
 from tests.controller.cluster import KEYS, Manifest, block, felix, keyed, node, objects
 from wgpy.config import Endpoint, PeerConfig

@@ -6,9 +6,9 @@ import pytest
 
 from controller.desired import Numbers
 from controller.instance import Instance, InstanceError
+from controller.meshes.calico import observe
 from controller.model import Cluster, Family
 from controller.netlink import FoundLink, Kernel
-from controller.observe import observe
 from controller.state import Link
 from controller.statefiles import StateFiles
 from tests.controller.cluster import felix, node, objects

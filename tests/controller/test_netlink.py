@@ -4,14 +4,14 @@ import errno
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import IPv4Network, ip_address, ip_interface, ip_network
 from pathlib import Path
 
 import pytest
 from pyroute2 import IPRoute
 
 from controller.model import Family
-from controller.netlink import Kernel, Monitor, NetlinkRefusal
+from controller.netlink import BATCH, Kernel, Monitor, NetlinkRefusal
 from controller.state import Link, Route, RouteKind, Rule
 from tests.controller.lab import may_make_namespaces
 from tests.controller.namespace import in_new_namespace
@@ -22,7 +22,7 @@ pytestmark = [
 ]
 
 NAME, TABLE = "wgtest", 5182
-DEVICE, THROW, BLACKHOLE = RouteKind.DEVICE, RouteKind.THROW, RouteKind.BLACKHOLE
+DEVICE, THROW, PROHIBIT = RouteKind.DEVICE, RouteKind.THROW, RouteKind.PROHIBIT
 
 
 @contextmanager
@@ -88,15 +88,15 @@ def test_a_route_of_any_kind_replaces_the_one_before_it(prefix: str, family: Fam
     def body() -> None:
         with kernel_with_tun() as kernel:
             kernel.set_link(NAME, is_up=True, mtu=None)
-            for kind in (DEVICE, THROW, BLACKHOLE, DEVICE, BLACKHOLE, THROW, DEVICE):
+            for kind in (DEVICE, THROW, PROHIBIT, DEVICE, PROHIBIT, THROW, DEVICE):
                 route = Route(ip_network(prefix), kind, metric)
-                kernel.put_route(NAME, TABLE, route)
+                kernel.put_routes(NAME, TABLE, [route])
                 assert kernel.routes(TABLE, family, index_of(kernel)) == {route}
-            for kind in (DEVICE, THROW, BLACKHOLE):
+            for kind in (DEVICE, THROW, PROHIBIT):
                 route = Route(ip_network(prefix), kind, metric)
-                kernel.put_route(NAME, TABLE, route)
-                kernel.remove_route(TABLE, route)
-                kernel.remove_route(TABLE, route)
+                kernel.put_routes(NAME, TABLE, [route])
+                kernel.remove_routes(TABLE, [route])
+                kernel.remove_routes(TABLE, [route])
                 assert kernel.routes(TABLE, family, index_of(kernel)) == frozenset()
 
     in_new_namespace(body)
@@ -107,13 +107,97 @@ def test_routes_look_as_felix_makes_them() -> None:
     with kernel_with_tun() as kernel:
         kernel.set_link(NAME, is_up=True, mtu=None)
         for prefix in ("10.9.2.0/26", "fd00:2::/122"):
-            kernel.put_route(NAME, TABLE, Route(ip_network(prefix), DEVICE, 0 if "." in prefix else 1024))
+            kernel.put_routes(NAME, TABLE, [Route(ip_network(prefix), DEVICE, 0 if "." in prefix else 1024)])
         assert "10.9.2.0/26 dev wgtest proto boot scope link" in ip("-d", "route", "show", "table", str(TABLE)).replace(
             "unicast ", ""
         )
         assert "fd00:2::/122 dev wgtest proto boot" in ip("-d", "-6", "route", "show", "table", str(TABLE)).replace(
             "unicast ", ""
         )
+
+
+@pytest.mark.parametrize(("prefix", "metric"), [("10.9.2.0/26", 0), ("fd00:2::/122", 1024)])
+def test_a_twin_stands_behind_its_route_and_refuses_when_that_is_gone(prefix: str, metric: int) -> None:
+    def body() -> None:
+        with kernel_with_tun() as kernel:
+            network = ip_network(prefix)
+            family = Family(network.version)
+            ip("link", "set", "lo", "up")
+            kernel.set_link(NAME, is_up=True, mtu=None)
+            kernel.add_address(NAME, ip_interface("10.9.1.0/32" if family is Family.IPV4 else "fd00:1::/128"))
+            kernel.add_rule(TABLE, family, Rule(99, 0x1000, 0x1000))
+            ip(f"-{family.value}", "route", "add", str(network), "dev", "lo")  # where packets would leak to
+            route = Route(network, DEVICE, metric)
+            kernel.put_routes(NAME, TABLE, [route, route.twin])
+            target = str(network.network_address + 1)
+
+            assert kernel.routes(TABLE, family, index_of(kernel)) == {route, route.twin}
+            assert f"dev {NAME}" in ip("route", "get", target)
+            kernel.set_link(NAME, is_up=False, mtu=None)  # the kernel removes the route
+            assert kernel.routes(TABLE, family, index_of(kernel)) == {route.twin}
+            with pytest.raises(subprocess.CalledProcessError) as refused:
+                ip("route", "get", target)
+            assert "Permission denied" in refused.value.stderr
+            kernel.remove_routes(TABLE, [route.twin])
+            assert "dev lo" in ip("route", "get", target)
+
+    in_new_namespace(body)
+
+
+@pytest.mark.parametrize("ignores", [True, False])
+@pytest.mark.parametrize(("prefix", "metric"), [("10.9.2.0/26", 0), ("fd00:2::/122", 1024)])
+def test_an_interface_that_nobody_reads_leaks_nothing_either(prefix: str, metric: int, ignores: bool) -> None:
+    """A TUN without a process has no carrier; with ignore_routes_with_linkdown the kernel passes over the routes into it."""
+
+    def body() -> None:
+        with kernel_with_tun() as kernel:
+            network = ip_network(prefix)
+            ip("link", "set", "lo", "up")
+            kernel.set_link(NAME, is_up=True, mtu=None)
+            for family in ("ipv4", "ipv6"):
+                sysctl = Path(f"/proc/sys/net/{family}/conf/{NAME}/ignore_routes_with_linkdown")
+                sysctl.write_text(str(int(ignores)))
+            kernel.add_rule(TABLE, Family(network.version), Rule(99, 0x1000, 0x1000))
+            ip(f"-{network.version}", "route", "add", str(network), "dev", "lo")
+            route = Route(network, DEVICE, metric)
+            kernel.put_routes(NAME, TABLE, [route, route.twin])
+
+            found = subprocess.run(
+                ["ip", "route", "get", str(network.network_address + 1)], capture_output=True, text=True, check=False
+            )
+            assert ("Permission denied" in found.stderr) if ignores else (f"dev {NAME}" in found.stdout)
+
+    in_new_namespace(body)
+
+
+@isolated
+def test_many_routes_are_put_in_order_and_the_first_refusal_is_told() -> None:
+    with kernel_with_tun() as kernel:
+        kernel.set_link(NAME, is_up=True, mtu=None)
+        routes = [Route(IPv4Network((0x0A000000 + 64 * number, 26)), DEVICE) for number in range(3 * BATCH + 7)]
+        twins = [route.twin for route in routes]
+
+        kernel.put_routes(NAME, TABLE, routes)
+        kernel.put_routes(NAME, TABLE, twins)
+        assert kernel.routes(TABLE, Family.IPV4, index_of(kernel)) == {*routes, *twins}
+        kernel.remove_routes(TABLE, twins[1:])
+        assert kernel.routes(TABLE, Family.IPV4, index_of(kernel)) == {*routes, twins[0]}
+        kernel.set_link(NAME, is_up=False, mtu=None)
+        with pytest.raises(NetlinkRefusal, match=r"^cannot put the route dev 10\.0\.0\.0/26: Network is down$"):
+            kernel.put_routes(NAME, TABLE, routes)
+        assert kernel.routes(TABLE, Family.IPV4, index_of(kernel)) == {twins[0]}, "and the socket is fit for more"
+        kernel.remove_routes(TABLE, [*routes, *twins])
+        assert kernel.routes(TABLE, Family.IPV4, index_of(kernel)) == frozenset()
+
+
+@isolated
+def test_a_route_tells_its_protocol() -> None:
+    with kernel_with_tun() as kernel:
+        kernel.set_link(NAME, is_up=True, mtu=None)
+        for protocol in (3, 80):
+            route = Route(ip_network("10.9.2.0/26"), DEVICE, protocol=protocol)
+            kernel.put_routes(NAME, TABLE, [route])
+            assert kernel.routes(TABLE, Family.IPV4, index_of(kernel)) == {route}
 
 
 @isolated
@@ -127,7 +211,7 @@ def test_of_a_table_only_what_is_ours_is_seen() -> None:
         ip("route", "add", "throw", "default", "table", str(TABLE))
 
         assert kernel.routes(TABLE, Family.IPV4, index_of(kernel)) == {
-            Route(ip_network("10.2.0.0/16"), BLACKHOLE, 7),
+            Route(ip_network("10.2.0.0/16"), PROHIBIT, 7),
             Route(ip_network("0.0.0.0/0"), THROW),
         }
 
@@ -188,7 +272,7 @@ def test_a_strict_reverse_path_is_loosened() -> None:
 def test_a_refusal_is_one_line() -> None:
     with kernel_with_tun() as kernel:
         with pytest.raises(NetlinkRefusal, match=r"^cannot put the route dev 10\.9\.2\.0/26: Network is down$") as raised:
-            kernel.put_route(NAME, TABLE, Route(ip_network("10.9.2.0/26"), DEVICE))
+            kernel.put_routes(NAME, TABLE, [Route(ip_network("10.9.2.0/26"), DEVICE)])
         assert raised.value.errno == errno.ENETDOWN
         with pytest.raises(NetlinkRefusal, match=r"^cannot use interface nothing: No such device$"):
             kernel.set_link("nothing", is_up=True, mtu=None)

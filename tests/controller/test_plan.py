@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller import plan as planning
-from controller.plan import AddRule, Configure, PutRoute, RemoveRule, SetLink, Step, plan
-from controller.state import Device, Link, Route, RouteKind, Rule, State, sorted_prefixes
+from controller.plan import AddRule, Configure, PutRoute, RemoveRoute, RemoveRule, SetGuard, SetLink, Step, plan
+from controller.prefixes import widest
+from controller.state import TWIN_METRIC, Device, Guard, Link, Route, RouteKind, Rule, State, sorted_prefixes
 from wgpy.config import NO_KEY, Endpoint, PeerConfig, SetDevice, SetPeer
 
 RULE = Rule(priority=99, fwmark=0x1000, fwmask=0x1000)
@@ -60,7 +61,7 @@ class Model:
                 assert route.kind is not RouteKind.DEVICE or (self.state.link and self.state.link.is_up), "network is down"
                 others = {other for other in self.state.routes if (other.prefix, other.metric) != (route.prefix, route.metric)}
                 self.state = replace(self.state, routes=frozenset(others | {route}))
-            case planning.RemoveRoute(route):
+            case RemoveRoute(route):
                 self.state = replace(self.state, routes=self.state.routes - {route})
             case AddRule(rule):
                 self.state = replace(self.state, rules=self.state.rules | {rule})
@@ -74,6 +75,8 @@ class Model:
                 self.state = replace(self.state, masquerades=masquerades)
             case planning.LoosenReversePath():
                 self.state = replace(self.state, is_underlay_strict=False)
+            case SetGuard(guard):
+                self.state = replace(self.state, guard=guard)
         yield
 
     def _flush(self) -> None:
@@ -122,13 +125,19 @@ class Model:
 
 
 def fate(state: State, destination: IPv4Address) -> Fate:
+    way = _way(state, destination)
+    is_guarded = state.guard is not None and any(destination in prefix for prefix in state.guard.protected)
+    return Way.DROPPED if way is Way.CLEAR and is_guarded else way
+
+
+def _way(state: State, destination: IPv4Address) -> Fate:
     if not state.rules:
         return Way.CLEAR
     matching = [route for route in state.routes if destination in route.prefix]
     best = max(matching, key=lambda route: (route.prefix.prefixlen, -route.metric), default=None)
     if best is None or best.kind is RouteKind.THROW:
         return Way.CLEAR
-    if best.kind is RouteKind.BLACKHOLE or state.device is None:
+    if best.kind is RouteKind.PROHIBIT or state.device is None:
         return Way.DROPPED
     owners = {prefix: peer.public_key for peer in state.device.peers for prefix in peer.allowed_ips if destination in prefix}
     return owners[max(owners, key=lambda prefix: prefix.prefixlen)] if owners else Way.DROPPED
@@ -136,6 +145,13 @@ def fate(state: State, destination: IPv4Address) -> Fate:
 
 def fates(state: State) -> list[Fate]:
     return [fate(state, destination) for destination in WORLD]
+
+
+def without_interface(state: State) -> State:
+    """As the kernel has it when the interface is gone, and every route into it."""
+    model = Model(state)
+    model._flush()
+    return replace(model.state, link=None, device=None)
 
 
 # States -------------------------------------------------------------------------------------------------------------
@@ -166,22 +182,29 @@ def devices(draw: st.DrawFn) -> Device:
     return Device(key, draw(st.sampled_from([0, 51820, 51821])), draw(st.sampled_from([0, 0x1000])), peers)
 
 
+guards = st.none() | st.builds(Guard, st.frozensets(prefixes, max_size=3).map(widest))
+
+
 @st.composite
 def states(draw: st.DrawFn, wanted: bool) -> State:
-    # No state is wanted in which some packets are encrypted and others dropped on purpose; it may well be found.
+    """A ``wanted`` one has a twin behind each route into the interface, as every desired state has. Anything may be found."""
     is_up = draw(st.booleans())
-    kinds = [RouteKind.THROW]
-    kinds += [RouteKind.DEVICE] if is_up else []
-    kinds += [] if wanted and is_up else [RouteKind.BLACKHOLE]
-    metrics = st.just(0) if wanted else st.sampled_from([0, 50])
-    routes = draw(st.dictionaries(st.tuples(prefixes, metrics), st.sampled_from(kinds), max_size=8))
+    kinds = [RouteKind.THROW, RouteKind.PROHIBIT] + ([RouteKind.DEVICE] if is_up else [])
+    metrics = st.just(0) if wanted else st.sampled_from([0, 50, TWIN_METRIC])
+    drawn = draw(st.dictionaries(st.tuples(prefixes, metrics), st.sampled_from(kinds), max_size=8))
+    routes = {Route(prefix, kind, metric) for (prefix, metric), kind in drawn.items()}
+    if wanted or draw(st.booleans()):
+        twins = {route.twin for route in routes if route.kind is RouteKind.DEVICE}
+        places = {(twin.prefix, twin.metric) for twin in twins}
+        routes = twins | {route for route in routes if (route.prefix, route.metric) not in places}
     return State(
         link=Link(is_up, draw(st.sampled_from([1420, 1400]))),
         addresses=draw(addresses),
-        routes=frozenset(Route(prefix, kind, metric) for (prefix, metric), kind in routes.items()),
+        routes=frozenset(routes),
         rules=draw(st.frozensets(st.sampled_from([RULE]) if wanted else st.sampled_from([RULE, OLD_RULE]))),
         device=draw(devices()),
         masquerades=draw(st.booleans()),
+        guard=draw(guards),
     )
 
 
@@ -211,9 +234,9 @@ def test_doing_the_plan_gives_the_desired_state(desired: State, actual: State) -
 @given(states(wanted=True), states(wanted=False))
 def test_at_no_time_does_a_packet_meet_a_third_fate(desired: State, actual: State) -> None:
     before, after = fates(actual), fates(desired)
-    # Safe, if not welcome: while something is held back on purpose, more may be dropped than before or after.
-    is_held_back = any(route.kind is RouteKind.BLACKHOLE for route in actual.routes | desired.routes)
-    may_drop = is_held_back or _last_ipv4_address_goes(desired, actual)
+    # Safe, if not welcome: while something is refused on purpose, more may be than before or after.
+    is_refusing = any(_stands_alone(state) or state.guard is not None for state in (desired, actual))
+    may_drop = is_refusing or _last_ipv4_address_goes(desired, actual)
     model = Model(actual)
 
     for step in plan(desired, actual):
@@ -221,6 +244,51 @@ def test_at_no_time_does_a_packet_meet_a_third_fate(desired: State, actual: Stat
             for destination, was, will_be, now in zip(WORLD, before, after, fates(model.state), strict=True):
                 allowed = {was, will_be} | ({Way.DROPPED} if may_drop else set())
                 assert now in allowed, f"{destination} was {was!r}, will be {will_be!r}, but is {now!r} after {step}"
+
+
+@settings(max_examples=200, deadline=None)
+@given(states(wanted=True), states(wanted=False))
+def test_what_strict_mode_protects_never_leaves_in_clear_from_the_first_step_on(desired: State, actual: State) -> None:
+    guard = desired.guard or Guard(frozenset({IPv4Network("10.0.0.0/29")}))
+    desired = replace(desired, guard=guard)
+    protected = [destination for destination in WORLD if any(destination in prefix for prefix in guard.protected)]
+    steps = plan(desired, actual)
+    model = Model(actual)
+    known = actual.guard.protected if actual.guard else frozenset()
+
+    assert isinstance(steps[0], SetGuard) if widest(known | guard.protected) != known else True
+    for step in steps:
+        for _ in model.do(step):
+            assert Way.CLEAR not in [fate(model.state, destination) for destination in protected], f"after {step}"
+
+
+@settings(max_examples=200, deadline=None)
+@given(states(wanted=True), states(wanted=True))
+def test_a_lost_interface_refuses_what_it_had_and_leaks_nothing(desired: State, actual: State) -> None:
+    """The interface goes at any moment of a plan: what is encrypted before and after is refused then. What is not may leak: a
+    route that has just begun has its twin only at the end of the same batch."""
+    before, after = fates(actual), fates(desired)
+    model = Model(actual)
+
+    for step in (*plan(desired, actual), None):
+        for was, will_be, now in zip(before, after, fates(without_interface(model.state)), strict=True):
+            if isinstance(was, bytes) and isinstance(will_be, bytes) and model.state.rules:
+                assert now is not Way.CLEAR or _has_just_begun(model.state), f"before {step}"
+        for _ in model.do(step) if step else ():
+            pass
+    for will_be, now in zip(after, fates(without_interface(desired)), strict=True):
+        assert not isinstance(will_be, bytes) or now is Way.DROPPED
+
+
+def _has_just_begun(state: State) -> bool:
+    """Some route into the interface is in place, and its twin comes with the next steps."""
+    return any(route.kind is RouteKind.DEVICE and route.twin not in state.routes for route in state.routes)
+
+
+def _stands_alone(state: State) -> bool:
+    """Some refusal is more than what stands behind a route into the interface."""
+    into_interface = {route.prefix for route in state.routes if route.kind is RouteKind.DEVICE and route.metric < TWIN_METRIC}
+    return any(route.kind is RouteKind.PROHIBIT and route.prefix not in into_interface for route in state.routes)
 
 
 @settings(max_examples=200, deadline=None)
@@ -253,13 +321,16 @@ def test_without_a_device_it_is_left_alone(desired: State, actual: State) -> Non
 
 POD_BLOCK = IPv4Network("10.0.0.0/29")
 BORROWED = IPv4Network("10.0.0.3/32")
+INTO_POD_BLOCK = Route(POD_BLOCK, RouteKind.DEVICE)
 
 
 def running(*peers: PeerConfig, routes: dict[IPv4Network, RouteKind]) -> State:
+    """With the twins of its routes into the interface."""
+    table = {Route(prefix, kind) for prefix, kind in routes.items()}
     return State(
         link=Link(True, 1440),
         addresses=frozenset({ip_interface("10.9.0.1/32")}),
-        routes=frozenset(Route(prefix, kind) for prefix, kind in routes.items()),
+        routes=frozenset(table | {route.twin for route in table if route.kind is RouteKind.DEVICE}),
         rules=frozenset({RULE}),
         device=Device(bytes(31) + b"\1", 51820, 0x1000, peers),
         masquerades=True,
@@ -292,9 +363,33 @@ def test_a_peer_is_ready_before_packets_are_sent_to_it() -> None:
     before = running(routes={POD_BLOCK: RouteKind.THROW})
     after = running(peer(ALICE, POD_BLOCK), routes={POD_BLOCK: RouteKind.DEVICE})
 
-    device, route = plan(after, before)
+    device, route, twin = plan(after, before)
 
-    assert isinstance(device, Configure) and isinstance(route, PutRoute)
+    assert isinstance(device, Configure)
+    assert (route, twin) == (PutRoute(INTO_POD_BLOCK), PutRoute(INTO_POD_BLOCK.twin))
+
+
+def test_a_twin_goes_before_its_route_where_both_go() -> None:
+    before = running(peer(ALICE, POD_BLOCK), routes={POD_BLOCK: RouteKind.DEVICE})
+
+    assert plan(running(peer(ALICE), routes={}), before)[:2] == (RemoveRoute(INTO_POD_BLOCK.twin), RemoveRoute(INTO_POD_BLOCK))
+
+
+def test_the_guard_is_on_before_the_first_promise_and_off_after_the_last() -> None:
+    enabled = replace(running(peer(ALICE, POD_BLOCK), routes={POD_BLOCK: RouteKind.DEVICE}), guard=Guard(frozenset({POD_BLOCK})))
+
+    assert plan(enabled, EMPTY)[0] == SetGuard(enabled.guard)
+    assert plan(EMPTY, enabled)[-1] == SetGuard(None)
+
+
+def test_a_new_protocol_is_taken_over_in_place() -> None:
+    before = running(peer(ALICE, POD_BLOCK), routes={POD_BLOCK: RouteKind.DEVICE})
+    after = replace(before, routes=frozenset(replace(route, protocol=80) for route in before.routes))
+
+    assert plan(after, before) == (
+        PutRoute(replace(INTO_POD_BLOCK, protocol=80)),
+        PutRoute(replace(INTO_POD_BLOCK.twin, protocol=80)),
+    )
 
 
 def test_a_peer_goes_only_after_its_packets_go_in_clear() -> None:
@@ -303,6 +398,7 @@ def test_a_peer_goes_only_after_its_packets_go_in_clear() -> None:
 
     assert plan(after, before) == (
         PutRoute(Route(POD_BLOCK, RouteKind.THROW)),
+        RemoveRoute(INTO_POD_BLOCK.twin),
         Configure((SetPeer(ALICE, update_only=True, removed_allowed_ips=(POD_BLOCK,)), SetPeer(ALICE, remove=True))),
     )
 
@@ -319,11 +415,10 @@ def test_routes_survive_the_loss_of_the_interface_address() -> None:
     before = running(peer(ALICE, POD_BLOCK), routes={POD_BLOCK: RouteKind.DEVICE})
     after = replace(before, addresses=frozenset())
 
-    assert plan(after, before) == (
-        PutRoute(Route(POD_BLOCK, RouteKind.BLACKHOLE)),
-        planning.RemoveAddress(ip_interface("10.9.0.1/32")),
-        PutRoute(Route(POD_BLOCK, RouteKind.DEVICE)),
-    )
+    assert plan(after, before) == (planning.RemoveAddress(ip_interface("10.9.0.1/32")), PutRoute(INTO_POD_BLOCK))
+
+    alone = replace(before, routes=frozenset({INTO_POD_BLOCK}))
+    assert plan(after, alone)[0] == PutRoute(INTO_POD_BLOCK.twin)
 
 
 def test_a_changed_keepalive_reaches_a_peer_that_is_there() -> None:

@@ -12,7 +12,13 @@ pytest.register_assert_rewrite("tests.e2e.lab", "tests.e2e.traffic")
 
 from controller.demo.topology import Node, Topology, collect_leftovers  # noqa: E402
 from tests.e2e.lab import FAMILIES, Tunnel, node_addresses  # noqa: E402
+from tests.e2e.waiting import Waiting  # noqa: E402
 from tests.peers import wireguard_go  # noqa: E402
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "waits: mostly waits; runs in a process of its own beside the quick tests")
+    config.pluginmanager.register(Waiting(config))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

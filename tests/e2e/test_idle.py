@@ -28,6 +28,7 @@ def voluntary_switches(pid: int) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.waits
 def test_an_idle_daemon_with_a_hundred_peers_and_metrics_hardly_wakes(node: Node, tmp_path: Path) -> None:
     plane = DataPlane.run(node, "--metrics", "127.0.0.1:9586", "--state", str(tmp_path))
     try:

@@ -8,14 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, suppress
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
 from tests.interface import Interface
-from wgpy.client import Client, ClientError, NoSuchInterface, _receive_reply, interfaces
+from wgpy.client import Client, ClientError, NoSuchInterface, _receive_reply, clear_abandoned, interfaces
 from wgpy.config import Change, DeviceSnapshot, Endpoint, PeerConfig, PeerSnapshot, SetDevice, SetPeer
+from wgpy.uapi import format_get
 
 KEY = bytes(range(32))
 
@@ -132,7 +135,79 @@ def test_one_that_hangs_up_is_a_protocol_error(tmp_path: Path) -> None:
         assert server.stdout is not None
         server.stdout.readline()
 
-        assert refusal(Client("wg0", tmp_path)).errno == errno.EPROTO
+        error = refusal(Client("wg0", tmp_path))
+
+    assert error.errno == errno.EPROTO
+    assert "hung up without an answer" in str(error)
+
+
+def test_one_that_hangs_up_in_the_middle_of_a_request_may_have_said_why(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as pool:
+        listener.bind(str(tmp_path / "wg0.sock"))
+        listener.listen()
+
+        def refuse() -> None:
+            with listener.accept()[0] as connection:
+                connection.recv(100)
+                connection.sendall(f"errno=-{errno.EMSGSIZE}\n\n".encode())
+
+        refusing = pool.submit(refuse)
+        prefixes = tuple(ip_network((number << 8, 24)) for number in range(100_000))
+        with pytest.raises(ClientError, match="'wg0' refused to be changed: Message too long"):
+            Client("wg0", tmp_path).set([SetPeer(KEY, allowed_ips=prefixes)])
+        refusing.result()
+
+
+def crowd(listener: socket.socket, stack: ExitStack) -> None:
+    """So many clients that there is no room for one more to wait."""
+    listener.listen(0)
+    with suppress(BlockingIOError):
+        while True:
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            client.connect(listener.getsockname())
+
+
+def test_where_many_wait_already_it_waits_its_turn(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, ExitStack() as stack, ThreadPoolExecutor(1) as pool:
+        listener.bind(str(tmp_path / "wg0.sock"))
+        crowd(listener, stack)
+        asking = pool.submit(Client("wg0", tmp_path).get)
+        wait([asking], 0.1)
+        assert not asking.done()
+
+        stack.close()  # the crowd gives up
+        while True:
+            with listener.accept()[0] as connection:
+                if connection.recv(100):
+                    connection.sendall(format_get(DeviceSnapshot(KEY)).encode())
+                    break
+                assert not asking.done()
+        assert asking.result() == DeviceSnapshot(KEY)
+
+
+def test_where_many_wait_for_ever_it_gives_up(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, ExitStack() as stack:
+        listener.bind(str(tmp_path / "wg0.sock"))
+        crowd(listener, stack)
+
+        assert refusal(Client("wg0", tmp_path, timeout=0.05)).errno == errno.ETIMEDOUT
+        assert interfaces(tmp_path) == ["wg0"], "it is there nevertheless"
+        assert clear_abandoned(tmp_path) == []
+
+
+def test_what_dead_processes_left_is_cleared_and_nothing_else(interface: Interface, tmp_path: Path) -> None:
+    for name in ("dead", "gone"):
+        with socket.socket(socket.AF_UNIX) as left_behind:
+            left_behind.bind(str(tmp_path / f"{name}.sock"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as of_another_kind:
+        of_another_kind.bind(str(tmp_path / "other.sock"))
+        (tmp_path / "directory.sock").mkdir()
+
+        assert clear_abandoned(tmp_path) == ["dead", "gone"]
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["directory.sock", "other.sock", "wg0.sock"]
+    assert clear_abandoned(tmp_path / "nowhere") == []
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become nobody")

@@ -1,34 +1,55 @@
-"""Prometheus metrics, made from a snapshot when somebody asks: the data path only counts integers.
+"""Prometheus metrics of a device, made when somebody asks: the data path only counts integers.
 
-The four ``wireguard_*`` series have the names, labels and help texts of Calico's Felix (calico reference, section 8),
-so that dashboards made for it work; ``wgpy_*`` series say what Felix cannot. They are served from the daemon's own
-loop: no thread, and no wake-up unless asked.
+``/metrics`` has the four ``wireguard_*`` series of Calico's Felix, with its names, labels, help texts and the values it gives
+to what is not there (calico reference, section 8), so that dashboards made for it work; ``wgpy_*`` series say what Felix
+cannot. ``/metrics/mindflavor`` has the names of MindFlavor's prometheus_wireguard_exporter instead. It is a page of its own
+because the two mean different things by ``wireguard_latest_handshake_seconds``: who scrapes says which to take.
+
+The series of peers are written here, a line each, and not by prometheus_client: that takes 180 ms for 5,000 peers, in which no
+packet would go anywhere (and it knows no counters without the suffix ``_total``, which Felix's lack). Between PORTION peers
+packets get their turn.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
+import time
 from base64 import b64encode
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
 
 from tun.interface import Offloads
-from wgpy.config import DeviceSnapshot, PeerSnapshot
+from wgpy.config import PeerSnapshot
 from wgpy.core.device import Device
 from wgpy.daemon.udp import Sockets
+from wgpy.exposition import Answer, Page, alive, metrics, probe
 
 NEVER_SHAKEN_HANDS = -6.21355968e10
 """Felix's value for no handshake: Go's zero time as a Unix timestamp."""
 
-REQUEST_TIMEOUT = 10.0
+PORTION = 128
+"""Peers written, about a millisecond of work, before packets get their turn."""
 
 
-class DeviceCollector:
+def pages(collector: DeviceCollector, unreadiness: Callable[[], str | None]) -> Mapping[str, Page]:
+    """What a data plane serves. ``unreadiness`` says what keeps it from its work, None if nothing does."""
+
+    async def calico() -> Answer:
+        return metrics(generate_latest(collector) + await collector.peers(CALICO))
+
+    async def mindflavor() -> Answer:
+        return metrics(await collector.peers(MINDFLAVOR))
+
+    return {"/metrics": calico, "/metrics/mindflavor": mindflavor, "/healthz": alive, "/readyz": probe(unreadiness)}
+
+
+class DeviceCollector(Collector):
     """Reads a device at scrape time."""
 
     def __init__(self, interface: str, device: Device, sockets: Sockets, tun_offloads: Offloads) -> None:
@@ -38,8 +59,8 @@ class DeviceCollector:
         self._sockets = sockets
 
     def collect(self) -> Iterable[Metric]:
-        snapshot = self._device.snapshot()
-        yield from self._calico(snapshot)
+        """All but what there is for each peer."""
+        yield self._meta()
         drops = CounterMetricFamily("wgpy_drops", "Datagrams and packets thrown away, by reason", labels=["interface", "reason"])
         for reason, count in self._device.drops.items():
             drops.add_metric([self._interface, reason.value], count)
@@ -60,6 +81,40 @@ class DeviceCollector:
         yield plain
         yield self._offloads()
 
+    async def peers(self, names: NameSet) -> bytes:
+        """The series of all peers. Between portions of them others have their turn, and peers may come and go."""
+        lines: list[list[str]] = [[] for _ in names.series]
+        now = time.time()
+        peers = list(self._device.peers.values())
+        for start in range(0, len(peers), PORTION):
+            for peer in map(self._device.peer_snapshot, peers[start : start + PORTION]):
+                labels = names.labels(peer, self)
+                for series, written in zip(names.series, lines, strict=True):
+                    written.append(f"{series.name}{{{labels}}} {series.value(peer, now)}\n")
+            await asyncio.sleep(0)
+        return "".join(
+            f"# HELP {series.name} {series.help}\n# TYPE {series.name} {series.type}\n{''.join(written)}"
+            for series, written in zip(names.series, lines, strict=True)
+        ).encode()
+
+    @property
+    def interface(self) -> str:
+        return self._interface
+
+    @property
+    def own_key(self) -> str:
+        return "" if self._device.local is None else _base64(self._device.local.public)
+
+    def _meta(self) -> Metric:
+        port = self._sockets.port if self._sockets.is_bound else self._device.listen_port
+        family = GaugeMetricFamily(
+            "wireguard_meta",
+            "wireguard interface and runtime metadata",
+            labels=["hostname", "public_key", "iface", "listen_port"],
+        )
+        family.add_metric([socket.gethostname(), self.own_key, self._interface, str(port)], 1)
+        return family
+
     def _offloads(self) -> Metric:
         """What the kernel does for us, piece by piece: 0 is a fallback, which costs speed and nothing else."""
         coalescer, offloads = self._device.inbound.coalescer, self._tun_offloads
@@ -79,84 +134,85 @@ class DeviceCollector:
             family.add_metric([self._interface, name], value)
         return family
 
-    def _calico(self, snapshot: DeviceSnapshot) -> Iterable[Metric]:
-        hostname = socket.gethostname()
-        own_key = "" if self._device.local is None else b64encode(self._device.local.public).decode()
-        meta = GaugeMetricFamily(
-            "wireguard_meta",
-            "wireguard interface and runtime metadata",
-            labels=["hostname", "public_key", "iface", "listen_port"],
-        )
-        meta.add_metric([hostname, own_key, self._interface, str(snapshot.listen_port)], 1)
-        yield meta
-        labels = ["hostname", "public_key", "peer_key", "peer_endpoint"]
-        handshakes = GaugeMetricFamily(
+
+# What others call it ----------------------------------------------------------------------------------------------
+
+
+class Series(NamedTuple):
+    """One series of a peer. ``value`` gets the peer and the time, in seconds since 1970."""
+
+    name: str
+    type: str
+    help: str
+    value: Callable[[PeerSnapshot, float], float]
+
+
+@dataclass(frozen=True, slots=True)
+class NameSet:
+    """The series there are of each peer, which all have the same labels. No label needs escaping."""
+
+    labels: Callable[[PeerSnapshot, DeviceCollector], str]
+    series: tuple[Series, ...]
+
+
+def _calico_labels(peer: PeerSnapshot, of: DeviceCollector) -> str:
+    endpoint = "<nil>" if peer.config.endpoint is None else peer.config.endpoint
+    return (
+        f'hostname="{socket.gethostname()}",public_key="{of.own_key}",'
+        f'peer_key="{_base64(peer.config.public_key)}",peer_endpoint="{endpoint}"'
+    )
+
+
+def _mindflavor_labels(peer: PeerSnapshot, of: DeviceCollector) -> str:
+    ranges = ",".join(map(str, peer.config.allowed_ips)) or "(none)"
+    return f'interface="{of.interface}",public_key="{_base64(peer.config.public_key)}",allowed_ips="{ranges}",friendly_name=""'
+
+
+def _handshake(peer: PeerSnapshot) -> float:
+    return peer.last_handshake / 1e9
+
+
+CALICO = NameSet(
+    _calico_labels,
+    (
+        Series(
             "wireguard_latest_handshake_seconds",
+            "gauge",
             "wireguard interface latest handshake unix timestamp in seconds to a peer",
-            labels=labels,
-        )
-        sent = _PlainCounter("wireguard_bytes_sent", "wireguard interface outgoing bytes count to peer", "counter")
-        received = _PlainCounter("wireguard_bytes_rcvd", "wireguard interface incoming bytes count from peer", "counter")
-        for peer in snapshot.peers:
-            values = [hostname, own_key, b64encode(peer.config.public_key).decode(), _endpoint(peer)]
-            when = peer.last_handshake / 1e9 if peer.last_handshake else NEVER_SHAKEN_HANDS
-            handshakes.add_metric(values, when)
-            sent.add_sample(sent.name, dict(zip(labels, values, strict=True)), peer.tx_bytes)
-            received.add_sample(received.name, dict(zip(labels, values, strict=True)), peer.rx_bytes)
-        yield handshakes
-        yield sent
-        yield received
+            lambda peer, now: _handshake(peer) or NEVER_SHAKEN_HANDS,
+        ),
+        Series(
+            "wireguard_bytes_sent", "counter", "wireguard interface outgoing bytes count to peer", lambda peer, now: peer.tx_bytes
+        ),
+        Series(
+            "wireguard_bytes_rcvd",
+            "counter",
+            "wireguard interface incoming bytes count from peer",
+            lambda peer, now: peer.rx_bytes,
+        ),
+    ),
+)
+
+MINDFLAVOR = NameSet(
+    _mindflavor_labels,
+    (
+        Series("wireguard_sent_bytes_total", "counter", "Bytes sent to the peer", lambda peer, now: peer.tx_bytes),
+        Series("wireguard_received_bytes_total", "counter", "Bytes received from the peer", lambda peer, now: peer.rx_bytes),
+        Series(
+            "wireguard_latest_handshake_seconds",
+            "gauge",
+            "Unix time of the latest handshake with the peer, 0 for never",
+            lambda peer, now: _handshake(peer),
+        ),
+        Series(
+            "wireguard_latest_handshake_delay_seconds",
+            "gauge",
+            "Seconds since the latest handshake with the peer, since 1970 for never",
+            lambda peer, now: now - _handshake(peer),
+        ),
+    ),
+)
 
 
-class _PlainCounter(Metric):
-    """A counter whose samples are named as the family is: Felix's have no suffix ``_total``."""
-
-
-def _endpoint(peer: PeerSnapshot) -> str:
-    return "<nil>" if peer.config.endpoint is None else str(peer.config.endpoint)
-
-
-class MetricsServer:
-    """Answers ``GET /metrics`` on ``address`` ("127.0.0.1:9586", "[::1]:9586")."""
-
-    def __init__(self, address: str, render: Callable[[], bytes]) -> None:
-        host, _, port = address.rpartition(":")
-        self._host, self._port = host.strip("[]"), int(port)
-        self._render = render
-
-    async def start(self) -> None:
-        """Raises OSError if the address cannot be bound."""
-        self._server = await asyncio.start_server(self._serve, self._host, self._port)
-
-    async def stop(self) -> None:
-        self._server.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, ValueError, asyncio.IncompleteReadError, TimeoutError):
-            async with asyncio.timeout(REQUEST_TIMEOUT):
-                request = await reader.readline()
-                while (await reader.readline()).strip():
-                    pass
-                if request.split(b" ")[:2] == [b"GET", b"/metrics"]:
-                    status, kind, body = "200 OK", CONTENT_TYPE_LATEST, self._render()
-                else:
-                    status, kind, body = "404 Not Found", "text/plain", b"GET /metrics is what is here\n"
-                head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-                writer.write(head.encode() + body)
-                await writer.drain()
-        writer.close()
-
-
-def renderer(collector: DeviceCollector) -> Callable[[], bytes]:
-    """What a scrape of ``collector`` answers."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(collector)
-
-    def render() -> bytes:
-        text = generate_latest(registry)
-        for name in (b"wireguard_bytes_sent", b"wireguard_bytes_rcvd"):
-            # HELP and TYPE of a counter always get the suffix: prometheus_client knows no counters without
-            text = text.replace(b" %b_total " % name, b" %b " % name)
-        return text
-
-    return render
+def _base64(key: bytes) -> str:
+    return b64encode(key).decode()

@@ -41,7 +41,7 @@ from wgpy.daemon.uapi_server import DIRECTORY, Deletion, SocketInUse, UapiServer
 from wgpy.daemon.udp import Sockets
 
 if TYPE_CHECKING:
-    from wgpy.daemon.metrics import MetricsServer
+    from wgpy.exposition import Server
 
 log = logging.getLogger("wgpy")
 
@@ -68,7 +68,7 @@ class Process:
         self._state = state
         self._metrics_address = metrics
         self._stopped = asyncio.Event()
-        self._metrics: MetricsServer | None = None
+        self._metrics: Server | None = None
         self._greeting: asyncio.Task[None] | None = None
         self._is_restored = False
         without = _without()
@@ -113,11 +113,11 @@ class Process:
     async def _start_metrics(self) -> None:
         if self._metrics_address is None:
             return
-        from wgpy.daemon.metrics import DeviceCollector, MetricsServer, renderer
+        from wgpy.daemon.metrics import DeviceCollector, pages
+        from wgpy.exposition import Server
 
-        server = MetricsServer(
-            self._metrics_address, renderer(DeviceCollector(self._tun.name, self.device, self._sockets, self._tun.offloads))
-        )
+        collector = DeviceCollector(self._tun.name, self.device, self._sockets, self._tun.offloads)
+        server = Server(self._metrics_address, pages(collector, self._unreadiness))
         try:
             await server.start()
         except OSError as error:
@@ -194,6 +194,16 @@ class Process:
             device.down()
             self._unbind()
         self._pump.settle(now)
+
+    def _unreadiness(self) -> str | None:
+        """What keeps us from carrying packets. An interface that is down lacks nothing: it waits for who takes it up."""
+        if self.device.is_up:
+            return None
+        try:
+            is_up = self._link.state().is_up
+        except (OSError, TunError):
+            return "the interface is gone"
+        return f"the interface is up, but UDP port {self.device.listen_port} cannot be bound" if is_up else None
 
     def _bind(self, port: int, fwmark: int) -> None:
         self._pump.unwatch_sockets()

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
 
 from tests.sim import Sim, packet
 from tests.tun.packets import Stream
@@ -26,7 +27,7 @@ from tests.wgpy.daemon.test_udp import HOSTS, bound, family_of, has_ipv6, receiv
 from tun.interface import Offloads
 from wgpy.config import Endpoint
 from wgpy.daemon import udp
-from wgpy.daemon.metrics import DeviceCollector, renderer
+from wgpy.daemon.metrics import DeviceCollector
 from wgpy.daemon.pump import TUN_READS
 from wgpy.daemon.run import SetupError, _without
 from wgpy.daemon.udp import PLAIN_SECONDS, UDP_SEGMENT, Sockets
@@ -93,7 +94,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def metric(sockets: Sockets, name: str, offload: str | None = None) -> float:
     """What a scrape says of ``sockets``."""
-    text = renderer(DeviceCollector("wg0", Sim.connected()["A"].device, sockets, Offloads()))().decode()
+    text = generate_latest(DeviceCollector("wg0", Sim.connected()["A"].device, sockets, Offloads())).decode()
     (value,) = [value for labels, value in samples(text, name) if offload in (None, labels.get("offload"))]
     return value
 
@@ -330,7 +331,7 @@ async def test_superpackets_that_the_interface_refuses_are_told_once_a_kind(capl
         collector = DeviceCollector("wg0", pair.two.device, pair.two.sockets, pair.two.tun.offloads)
 
         def say() -> dict[str, float]:
-            return {labels["offload"]: value for labels, value in samples(renderer(collector)().decode(), "wgpy_offload")}
+            return {labels["offload"]: value for labels, value in samples(generate_latest(collector).decode(), "wgpy_offload")}
 
         assert say()["tun-tcp-gro"] == 1
         flow = Stream(payload=bytes(20_000), size=1000, source=bytes([10, 0, 0, 1]), destination=bytes([10, 0, 0, 2]))

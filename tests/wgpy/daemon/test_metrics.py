@@ -3,20 +3,20 @@
 import asyncio
 import re
 import socket
+import time
 from base64 import b64encode
-from collections.abc import AsyncIterator
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.sim import Sim, packet
 from tun.interface import Offloads
-from wgpy.config import NO_KEY, Endpoint
+from wgpy.config import NO_KEY, Endpoint, SetPeer
 from wgpy.core.drops import Drop
-from wgpy.daemon.metrics import DeviceCollector, MetricsServer, renderer
+from wgpy.daemon.metrics import PORTION, DeviceCollector, pages
 from wgpy.daemon.udp import Sockets
+from wgpy.exposition import Page
 
-PATIENCE = 10.0
 HOSTNAME = socket.gethostname()
 
 FELIX = """\
@@ -35,8 +35,13 @@ def base64(key: bytes) -> str:
     return b64encode(key).decode()
 
 
-def scraped(sim: Sim, sockets: Sockets | None = None) -> str:
-    return renderer(DeviceCollector("wg0", sim["A"].device, sockets or Sockets(), Offloads()))().decode()
+def scraped(sim: Sim, sockets: Sockets | None = None, path: str = "/metrics") -> str:
+    served = pages(DeviceCollector("wg0", sim["A"].device, sockets or Sockets(), Offloads()), lambda: None)
+    return asyncio.run(_body(served[path])).decode()
+
+
+async def _body(page: Page) -> bytes:
+    return (await page()).body
 
 
 def samples(text: str, name: str) -> list[tuple[dict[str, str], float]]:
@@ -124,69 +129,76 @@ def test_no_secret_is_told() -> None:
         assert secret.hex() not in text
 
 
-# -- the server -----------------------------------------------------------------------------------------------------
+def test_two_scrapes_within_a_second_both_have_everything() -> None:
+    sim = Sim.connected()
+
+    assert scraped(sim) == scraped(sim)
 
 
-@pytest.fixture
-async def port() -> AsyncIterator[int]:
-    server = MetricsServer("127.0.0.1:0", lambda: b"some_series 1.0\n")
-    await server.start()
-    yield server._server.sockets[0].getsockname()[1]
-    await server.stop()
+def test_the_port_is_the_one_really_bound() -> None:
+    sim, sockets = Sim.connected(), Sockets()
+    sockets.bind(0, 0)
+    try:
+        ((labels, _),) = samples(scraped(sim, sockets), "wireguard_meta")
+        assert labels["listen_port"] == str(sockets.port) != "0"
+    finally:
+        sockets.close()
 
 
-async def ask(port: int, request: bytes) -> tuple[bytes, bytes]:
-    """Head and body of the answer."""
-    async with asyncio.timeout(PATIENCE):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        try:
-            writer.write(request)
-            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-        finally:
-            writer.close()
-            await writer.wait_closed()
-    return head, body
+def test_the_names_of_mindflavors_exporter_are_a_page_of_their_own() -> None:
+    """Both have wireguard_latest_handshake_seconds, with other labels."""
+    sim = Sim.connected()
+    stranger = SetPeer(b"\x05" * 32, allowed_ips=())
+    sim["A"].device.apply([stranger], sim.now)
+
+    text = scraped(sim, path="/metrics/mindflavor")
+
+    families = {family.name: family.type for family in text_string_to_metric_families(text)}
+    assert families == {
+        "wireguard_sent_bytes": "counter",
+        "wireguard_received_bytes": "counter",
+        "wireguard_latest_handshake_seconds": "gauge",
+        "wireguard_latest_handshake_delay_seconds": "gauge",
+    }
+    handshakes = {labels["public_key"]: (labels, at) for labels, at in samples(text, "wireguard_latest_handshake_seconds")}
+    delays = {labels["public_key"]: delay for labels, delay in samples(text, "wireguard_latest_handshake_delay_seconds")}
+    known, unknown = base64(sim["B"].public_key), base64(stranger.public_key)
+    assert handshakes[known][0] == {
+        "interface": "wg0",
+        "public_key": known,
+        "allowed_ips": "10.0.0.2/32,fd00::2/128",
+        "friendly_name": "",
+    }
+    assert handshakes[unknown][0]["allowed_ips"] == "(none)" and handshakes[unknown][1] == 0
+    for key, (_, at) in handshakes.items():
+        assert at + delays[key] == pytest.approx(time.time(), abs=5)
+    assert len(samples(text, "wireguard_sent_bytes_total")) == len(samples(text, "wireguard_received_bytes_total")) == 2
 
 
-async def test_a_scrape_is_answered_and_hung_up_on(port: int) -> None:
-    head, body = await ask(port, b"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: */*\r\n\r\n")
+async def test_packets_have_their_turn_between_portions_of_peers() -> None:
+    sim = Sim.connected()
+    sim["A"].device.apply([SetPeer(number.to_bytes(32)) for number in range(1, 4 * PORTION)], sim.now)
+    served = pages(DeviceCollector("wg0", sim["A"].device, Sockets(), Offloads()), lambda: None)
+    scrape = asyncio.ensure_future(served["/metrics"]())
+    turns = 0
 
-    status, *fields = head.decode().split("\r\n")
-    assert status == "HTTP/1.1 200 OK"
-    assert body == b"some_series 1.0\n"
-    assert f"Content-Length: {len(body)}" in fields
-    assert any(field.startswith("Content-Type: text/plain; version=") for field in fields)
+    while not scrape.done():
+        await asyncio.sleep(0)
+        turns += 1
+        sim["A"].device.apply([SetPeer(turns.to_bytes(32), remove=True)], sim.now)  # which disturbs nothing
 
-
-@pytest.mark.parametrize(
-    "request_line", [b"GET / HTTP/1.1", b"POST /metrics HTTP/1.1", b"GET /metrics2 HTTP/1.1", b"GET", b"\xff\xfe"]
-)
-async def test_anything_else_is_not_found(port: int, request_line: bytes) -> None:
-    head, body = await ask(port, request_line + b"\r\n\r\n")
-
-    assert head.startswith(b"HTTP/1.1 404 Not Found\r\n")
-    assert b"/metrics" in body
+    assert turns >= 4
+    assert len(samples(scrape.result().body.decode(), "wireguard_bytes_sent")) == 4 * PORTION
 
 
-@pytest.mark.parametrize("said", [b"", b"GET /metr", b"GET /metrics HTTP/1.1\r\n", b"x" * 100_000])
-async def test_a_client_that_falls_silent_or_talks_nonsense_delays_nobody(port: int, said: bytes) -> None:
-    _, silent = await asyncio.open_connection("127.0.0.1", port)
-    silent.write(said)
+def test_the_probes_are_there() -> None:
+    complaints = [None, "UDP port 51820 cannot be bound"]
+    served = pages(DeviceCollector("wg0", Sim.connected()["A"].device, Sockets(), Offloads()), lambda: complaints.pop(0))
 
-    head, _ = await ask(port, b"GET /metrics HTTP/1.0\r\n\r\n")
+    statuses = [asyncio.run(_status(served[path])) for path in ("/healthz", "/readyz", "/readyz")]
 
-    assert head.startswith(b"HTTP/1.1 200 OK")
-    silent.transport.abort()
-    await asyncio.sleep(0)
+    assert statuses == [200, 200, 503]
 
 
-async def test_an_address_in_use_cannot_be_served(port: int) -> None:
-    with pytest.raises(OSError, match="in use"):
-        await MetricsServer(f"127.0.0.1:{port}", lambda: b"").start()
-
-
-@pytest.mark.parametrize(("address", "host", "port"), [("127.0.0.1:9", "127.0.0.1", 9), ("[::1]:9", "::1", 9), (":9", "", 9)])
-def test_an_address_is_host_and_port(address: str, host: str, port: int) -> None:
-    server = MetricsServer(address, lambda: b"")
-
-    assert (server._host, server._port) == (host, port)
+async def _status(page: Page) -> int:
+    return (await page()).status.value

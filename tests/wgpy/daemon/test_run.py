@@ -322,6 +322,30 @@ async def test_metrics_are_served_from_the_same_loop_until_the_end(start: Start)
 
 
 @pytest.mark.e2e
+async def test_it_is_ready_unless_its_port_is_taken_and_alive_all_along(start: Start) -> None:
+    async def ask(path: str) -> tuple[int, str]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", 9586)
+        writer.write(f"GET {path} HTTP/1.1\r\n\r\n".encode())
+        async with asyncio.timeout(PATIENCE):
+            head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
+        writer.close()
+        return int(head.split()[1]), body
+
+    running = await start(metrics="127.0.0.1:9586")
+    await running.set(SetDevice(PRIVATE_KEY, listen_port=5432))
+    assert await ask("/readyz") == (200, "ok\n"), "an interface that is down waits to be taken up"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("", 5432))
+        ip(f"link set {NAME} up")
+        assert not await is_up(running)
+
+        assert await ask("/readyz") == (503, "the interface is up, but UDP port 5432 cannot be bound\n")
+        assert await ask("/healthz") == (200, "ok\n")
+    await running.set(SetDevice(listen_port=5432))
+    assert await ask("/readyz") == (200, "ok\n")
+
+
+@pytest.mark.e2e
 async def test_a_large_configuration_lets_packets_and_others_go_first(start: Start) -> None:
     running = await start()
     turns = 0

@@ -1,13 +1,17 @@
 """The server on a real socket, before a real device."""
 
 import asyncio
+import contextlib
 import errno
+import fcntl
 import logging
 import os
 import select
 import socket
 import stat
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -15,6 +19,7 @@ import pytest
 
 from tests.sim import Host, Sim
 from wgpy.config import Change, Endpoint, SetPeer
+from wgpy.daemon import uapi_server
 from wgpy.daemon.uapi_server import Deletion, SocketInUse, UapiServer, listen
 from wgpy.uapi import format_get
 
@@ -189,11 +194,30 @@ async def test_an_empty_set_is_fine(served: Served, connection: Connection) -> N
     assert served.applied == []
 
 
-async def test_a_line_no_configuration_has_ends_the_connection(served: Served, connection: Connection) -> None:
-    connection.say("set=1\nfwmark=9\nprivate_key=" + 100_000 * "0" + "\n\n")
-
-    assert await connection.rest() == b""
+async def test_a_line_no_configuration_has_is_refused(served: Served, connection: Connection) -> None:
+    assert await connection.ask("set=1\nfwmark=9\nprivate_key=" + 100_000 * "0" + "\n\n") == f"errno=-{errno.EINVAL}\n\n"
     assert served.applied == []
+
+
+@pytest.mark.parametrize("line", ["0", "a=0\n"])
+async def test_a_request_without_an_end_is_refused_and_hung_up_on(
+    served: Served, connection: Connection, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.setattr(uapi_server, "REQUEST_LIMIT", 1 << 20)
+
+    def speak() -> bytes:
+        with socket.socket(socket.AF_UNIX) as endless:
+            endless.settimeout(PATIENCE)
+            endless.connect(str(served.path))
+            endless.sendall(b"set=1\nfwmark=9\n")
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    endless.sendall((line * 1000).encode())
+            return endless.recv(100)
+
+    assert await asyncio.to_thread(speak) == f"errno=-{errno.EMSGSIZE}\n\n".encode()
+    assert served.applied == []
+    assert (await connection.ask("get=1\n\n")).endswith("errno=0\n\n")
 
 
 async def test_a_thousand_peers_come_and_go(served: Served, connection: Connection) -> None:
@@ -204,13 +228,24 @@ async def test_a_thousand_peers_come_and_go(served: Served, connection: Connecti
     assert (await connection.ask("get=1\n\n")).count("public_key=") == 1000
 
 
-async def test_what_was_refused_is_logged_without_secrets(connection: Connection, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("line", [f"private_key={KEY}\nlisten_port=x", f"private_key={KEY[:-1]}", f"private_key={KEY}=", KEY])
+async def test_what_was_refused_is_logged_without_secrets(
+    connection: Connection, caplog: pytest.LogCaptureFixture, line: str
+) -> None:
     with caplog.at_level(logging.DEBUG):
-        await connection.ask(f"set=1\nprivate_key={KEY}\nlisten_port=x\n\n")
-        await connection.ask(f"set=1\nprivate_key={KEY[:-1]}\n\n")
+        await connection.ask(f"set=1\n{line}\n\n")
 
-    assert len(caplog.records) == 2
+    assert len(caplog.records) == 1
     assert KEY[:16] not in caplog.text
+
+
+async def test_who_sends_nonsense_without_end_does_not_fill_the_log(
+    connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(100):
+        await connection.ask("set=1\nnonsense\n\n")
+
+    assert 1 <= len(caplog.records) < 100
 
 
 # -- clients that are in nobody's way -------------------------------------------------------------------------------
@@ -276,6 +311,169 @@ async def test_a_get_is_answered_while_a_set_takes_its_time(served: Served, conn
     assert await slow.reply() == "errno=0\n\n"
 
 
+async def beats(work: Awaitable[object]) -> int:
+    """How often the loop came round, which is to say packets had their turn, before ``work`` was done."""
+    task = asyncio.ensure_future(work)
+    count = 0
+    while not task.done():
+        await asyncio.sleep(0)
+        count += 1
+    await task
+    return count
+
+
+@pytest.fixture
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step each."""
+    monkeypatch.setattr(uapi_server, "TURN", 0.0)
+
+
+@pytest.mark.usefixtures("short_turns")
+async def test_packets_have_their_turn_while_a_large_request_is_read_and_answered(connection: Connection) -> None:
+    peers = "".join(f"public_key={number:064x}\n" for number in range(1, 101))
+    assert await beats(connection.ask(f"set=1\n{peers}\n")) > 100, "each change that it makes"
+    assert await beats(connection.ask("get=1\n\n")) > 100
+
+
+@pytest.mark.parametrize("request_", ["get=1\n\n", "get=1\nx\n\n", "set=1\n\n", "set=1\nnonsense\n\n", "set=1\nfwmark=1\n\n"])
+async def test_packets_have_their_turn_between_requests_that_come_at_once(connection: Connection, request_: str) -> None:
+    async def flood() -> None:
+        connection.say(500 * request_)
+        for _ in range(500):
+            await connection.reply()
+
+    assert await beats(flood()) > 500
+
+
+@pytest.mark.usefixtures("short_turns")
+async def test_who_asks_little_does_not_wait_for_who_asks_much(connect: Connect, connection: Connection) -> None:
+    greedy = await connect()
+    much = asyncio.create_task(
+        greedy.ask(f"set=1\n{PEER}" + "".join(f"allowed_ip=10.0.{n % 256}.0/24\n" for n in range(20_000)) + "\n")
+    )
+    while not (await connection.ask("get=1\n\n")).endswith("errno=0\n\n"):
+        pass
+
+    assert await connection.ask("set=1\nfwmark=1\n\n") == "errno=0\n\n"
+    assert not much.done()
+    assert await much == "errno=0\n\n"
+
+
+@pytest.mark.parametrize("request_", ["get=1\n\n", "set=1\nfwmark=2\n\n", "set=1\nnonsense\n\n"])
+async def test_who_floods_us_with_requests_delays_nobody(connect: Connect, connection: Connection, request_: str) -> None:
+    floods = [await connect() for _ in range(5)]
+    for flood in floods:
+        flood.say(100_000 * request_)  # and reads nothing: what is not taken from it waits in its own process
+
+    for _ in range(20):
+        assert (await connection.ask("get=1\n\n")).endswith("errno=0\n\n")
+        assert await connection.ask("set=1\nfwmark=1\n\n") == "errno=0\n\n"
+
+
+def our_connections(path: Path) -> int:
+    """How many the server's process holds: lines of /proc/net/unix that name the path, but for the listener's own."""
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    return sum(line.endswith(f" {path}") for line in lines) - 1
+
+
+async def test_a_thousand_connections_keep_nobody_out_and_are_not_all_kept(served: Served, connection: Connection) -> None:
+    crowd = []
+    try:
+        for said in (b"", b"set=1\nfw", b"get=1\n\n", b"nonsense\n") * 250:
+            crowd.append(socket.socket(socket.AF_UNIX))
+            crowd[-1].connect(str(served.path))
+            crowd[-1].send(said)
+
+        newcomer = Connection(*await asyncio.open_unix_connection(str(served.path)))
+        assert (await newcomer.ask("get=1\n\n")).endswith("errno=0\n\n")
+        newcomer.writer.transport.abort()
+
+        assert len(served.server._serving) <= uapi_server.MAX_CONNECTIONS + 1
+        assert our_connections(served.path) <= uapi_server.MAX_CONNECTIONS + 1
+    finally:
+        for one in crowd:
+            one.close()
+
+
+async def test_where_there_is_no_room_who_waited_longest_gives_way(
+    served: Served, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uapi_server, "MAX_CONNECTIONS", 3)
+    first, second, third = [await connect() for _ in range(3)]
+    for one in (first, second, third, first):
+        await one.ask("get=1\n\n")
+
+    newcomer = await connect()
+
+    assert (await newcomer.ask("get=1\n\n")).endswith("errno=0\n\n")
+    assert await second.rest() == b"", "it was the first that had last been answered"
+    for one in (first, third, newcomer):
+        assert (await one.ask("get=1\n\n")).endswith("errno=0\n\n")
+
+
+async def test_who_is_being_served_does_not_give_way(served: Served, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uapi_server, "MAX_CONNECTIONS", 2)
+    served.gate.clear()
+    busy = [await connect(), await connect()]
+    for one in busy:
+        one.say("set=1\nfwmark=1\n\n")
+    while len(served.server._waiting) or len(served.server._serving) < 2:
+        await asyncio.sleep(0)
+    newcomer = await connect()
+    newcomer.say("get=1\n\n")
+    await asyncio.sleep(0.05)
+    assert len(served.server._serving) == 2
+
+    served.gate.set()
+
+    assert [await one.reply() for one in busy] == ["errno=0\n\n"] * 2
+    assert (await newcomer.reply()).endswith("errno=0\n\n")
+
+
+@pytest.mark.parametrize("said", ["get=1", "set=1\n", f"set=1\n{PEER}"])
+async def test_a_client_that_falls_silent_in_a_request_is_hung_up_on_in_the_end(
+    connection: Connection, connect: Connect, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    """And one that rests between two requests is not."""
+    monkeypatch.setattr(uapi_server, "PATIENCE", 0.05)
+    await connection.ask("get=1\n\n")
+    silent = await connect()
+    silent.say(said)
+
+    assert await silent.rest() == b""
+    assert (await connection.ask("get=1\n\n")).endswith("errno=0\n\n")
+
+
+async def test_a_client_that_reads_nothing_is_hung_up_on_in_the_end(
+    served: Served, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefixes = tuple(ip_network((10 << 24 | number << 8, 24)) for number in range(50_000))
+    served.host.device.apply([SetPeer(bytes.fromhex(KEY), allowed_ips=prefixes)], 1000)
+    monkeypatch.setattr(uapi_server, "PATIENCE", 0.05)
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.connect(str(served.path))
+        deaf.sendall(b"get=1\n\n")
+        async with asyncio.timeout(PATIENCE):
+            while our_connections(served.path) > 1:
+                await asyncio.sleep(0.01)
+
+
+async def test_who_hangs_up_in_the_middle_leaves_nothing(served: Served, connection: Connection) -> None:
+    for said in (b"", b"g", b"get=1\n", b"get=1\n\n", b"set=1\nfwmark=1\n\n", b"set=1\nfwmark=1\n", b"set=1\n" + 100_000 * b"x"):
+        with socket.socket(socket.AF_UNIX) as hasty:
+            hasty.connect(str(served.path))
+            hasty.setblocking(False)
+            hasty.send(said)
+
+    assert (await connection.ask("get=1\n\n")).endswith("errno=0\n\n")
+    connection.writer.transport.abort()
+    async with asyncio.timeout(PATIENCE):
+        while served.server._serving:
+            await asyncio.sleep(0)
+    assert served.server._waiting == {}
+    assert our_connections(served.path) == 0
+
+
 async def test_stopping_hangs_up(served: Served, connection: Connection) -> None:
     await connection.ask("get=1\n\n")
 
@@ -316,6 +514,63 @@ def test_a_socket_that_somebody_serves_is_left_alone(directory: Path) -> None:
 
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(listener.getsockname())
+
+
+def test_all_that_nobody_serves_any_more_is_cleared_away(directory: Path) -> None:
+    """An interface that has got another name will never be started under the old one again."""
+    listen("old", directory).close()
+    with listen("living", directory), listen("wg0", directory):
+        assert sorted(path.name for path in directory.iterdir()) == ["living.sock", "wg0.sock"]
+
+
+def test_a_process_that_is_stopped_with_its_queue_full_is_not_robbed(directory: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as stopped, contextlib.ExitStack() as stack:
+        directory.mkdir()
+        stopped.bind(str(directory / "wg0.sock"))
+        stopped.listen(1)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                client = stack.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(str(directory / "wg0.sock"))
+
+        with pytest.raises(SocketInUse):
+            listen("wg0", directory)
+
+
+def test_of_many_that_start_at_once_one_gets_the_socket(directory: Path) -> None:
+    """Each round with one in the way that nobody serves."""
+    for _ in range(20):
+        directory.mkdir(exist_ok=True)
+        with socket.socket(socket.AF_UNIX) as abandoned:
+            abandoned.bind(str(directory / "wg0.sock"))
+        start = threading.Barrier(8)
+
+        def compete(start: threading.Barrier = start) -> socket.socket | None:
+            start.wait()
+            try:
+                return listen("wg0", directory)
+            except SocketInUse:
+                return None
+
+        with ThreadPoolExecutor(8) as pool:
+            (winner,) = filter(None, [future.result() for future in [pool.submit(compete) for _ in range(8)]])
+        with winner, socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(directory / "wg0.sock"))
+            winner.accept()[0].close()
+        (directory / "wg0.sock").unlink()
+
+
+def test_who_holds_the_lock_of_the_directory_keeps_nobody_out(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everybody on the machine may read the directory, and so take its lock."""
+    monkeypatch.setattr(uapi_server, "_LOCK_ATTEMPTS", 2)
+    directory.mkdir()
+    fd = os.open(directory, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+
+    listen("wg0", directory).close()
+
+    os.close(fd)
 
 
 def test_two_interfaces_have_two_sockets(directory: Path) -> None:

@@ -1,0 +1,186 @@
+"""What the agent says of itself: a status after each pass, and from two of those the history, Events, and lines in the log.
+
+Nothing here decides anything, and nothing here can fail a pass: a full disk or an API server that is away costs the report,
+not the mesh. What is to be told to others waits in a short queue for a task of its own.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import wgpy
+from controller.findings import Finding
+from controller.history import Entry, History, Kind, changes, entry
+from controller.model import Cluster, Family
+from controller.source import Event, Source, SourceError
+from controller.statefiles import StateError, StateFiles
+from controller.status import AgentStatus, Seen, SourceStatus, family_status, from_json, to_json
+
+log = logging.getLogger(__name__)
+
+KEEP_SECONDS = 1.0
+KEEP_SHARE = 100
+"""How often, at most, the status is written to disk: in a large cluster, one percent of the time."""
+
+REMIND_SECONDS = 1800.0
+"""A finding that stands is told again so often: Events are forgotten after an hour."""
+
+QUEUE_LENGTH = 100
+RETRY_SECONDS = 10.0
+
+_TOLD = {
+    Kind.KEY_PUBLISHED.value: "WireGuardKeyPublished",
+    Kind.KEY_WITHDRAWN.value: "WireGuardKeyWithdrawn",
+    Kind.KEY_CLEARED.value: "WireGuardKeyCleared",
+    Kind.KEY_OVERWRITTEN.value: "WireGuardKeyOverwritten",
+    Kind.KEY_CONTESTED.value: "WireGuardKeyContested",
+    Kind.FAMILY_ENABLED.value: "WireGuardEnabled",
+    Kind.FAMILY_DISABLED.value: "WireGuardDisabled",
+    Kind.DATA_PLANE_LOST.value: "WireGuardDataPlaneLost",
+    Kind.FAILURE.value: "WireGuardFailed",
+    Kind.STRICT_ON.value: "WireGuardStrict",
+    Kind.STRICT_OFF.value: "WireGuardNotStrict",
+}
+"""What of the history is worth an Event, and its reason."""
+
+_WARNINGS = {Kind.KEY_OVERWRITTEN.value, Kind.KEY_CONTESTED.value, Kind.DATA_PLANE_LOST.value, Kind.FAILURE.value}
+
+
+class Reporter:
+    """The reports of one agent, on ``node`` of the mesh ``mesh``."""
+
+    def __init__(self, source: Source, mesh: str, node: str, files: StateFiles, is_strict: bool) -> None:
+        self._source = source
+        self._files = files
+        self._history = History(files.path)
+        self._status = AgentStatus(time.time(), node, mesh, wgpy.__version__, SourceStatus(source.name), is_strict)
+        self._before = self._remembered()
+        self._told: dict[tuple[str, str], float] = {}
+        self._events: deque[Event] = deque(maxlen=QUEUE_LENGTH)
+        self._has_events = asyncio.Event()
+        self._is_new = asyncio.Event()
+
+    @property
+    def status(self) -> AgentStatus | None:
+        """The status of the last pass, None before the first."""
+        return self._status if self._status.passes else None
+
+    def begin(self) -> None:
+        now = time.time()
+        self._status = replace(self._status, at=now, started_at=now)
+        self._history.write([entry(now, Kind.AGENT_STARTED, version=wgpy.__version__)])
+
+    def end(self, kind: Kind = Kind.AGENT_STOPPED) -> None:
+        self._history.write([entry(time.time(), kind)])
+
+    def conclude(
+        self,
+        cluster: Cluster,
+        seen: Mapping[Family, Seen],
+        findings: Sequence[Finding],
+        seconds: float,
+        is_success: bool,
+    ) -> None:
+        """A pass is over that took ``seconds``: take note, and tell."""
+        now = time.time()
+        before = self._before
+        families = (
+            family_status(cluster, family, self._status.node, one, before.of(family) if before else None)
+            for family, one in seen.items()
+        )
+        self._status = replace(
+            self._status,
+            at=now,
+            source=self._source_status(),
+            passes=self._status.passes + 1,
+            failures=self._status.failures + (not is_success),
+            passed_at=now if is_success else self._status.passed_at,
+            pass_seconds=seconds,
+            families=tuple(families),
+            findings=tuple(findings),
+        )
+        entries = changes(before, self._status)
+        self._before = self._status
+        self._history.write(entries)
+        self._log_findings(before.findings if before and self._status.passes > 1 else (), findings)
+        self._queue(_events(entries), self._due_findings(findings))
+        self._is_new.set()
+
+    async def run(self) -> None:
+        """Write the status down, and tell the Events, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep())
+            tasks.create_task(self._tell())
+
+    # The parts
+
+    def _remembered(self) -> AgentStatus | None:
+        """What the agent before us has left, so that its end is no news."""
+        try:
+            return from_json(self._files.status())
+        except (ValueError, StateError):
+            return None
+
+    def _source_status(self) -> SourceStatus:
+        health = self._source.health()
+        return SourceStatus(self._status.source.name, *health)
+
+    def _log_findings(self, before: Iterable[Finding], after: Sequence[Finding]) -> None:
+        known = {(finding.reason, finding.subject) for finding in before}
+        for finding in after:
+            if (finding.reason, finding.subject) not in known:
+                log.log(logging.WARNING if finding.is_warning else logging.INFO, "%s: %s", finding.subject, finding.message)
+        for reason, subject in sorted(known - {(finding.reason, finding.subject) for finding in after}):
+            log.info("%s: no longer so: %s", subject, reason)
+
+    def _due_findings(self, findings: Sequence[Finding]) -> list[Event]:
+        """Those that are new or were told long ago."""
+        now = time.monotonic()
+        standing = {(finding.reason, finding.subject): finding for finding in findings}
+        self._told = {key: at for key, at in self._told.items() if key in standing and now < at + REMIND_SECONDS}
+        due = [finding for key, finding in standing.items() if key not in self._told]
+        self._told |= {(finding.reason, finding.subject): now for finding in due}
+        return [Event(finding.reason, f"{finding.subject}: {finding.message}", finding.is_warning) for finding in due]
+
+    def _queue(self, *groups: list[Event]) -> None:
+        for events in groups:
+            self._events.extend(events)
+        if self._events:
+            self._has_events.set()
+
+    async def _keep(self) -> None:
+        while True:
+            await self._is_new.wait()
+            self._is_new.clear()
+            began = time.monotonic()
+            try:
+                await asyncio.to_thread(self._files.save_status, to_json(self._status))
+            except StateError as error:
+                log.warning("%s", error)
+            await asyncio.sleep(max(KEEP_SECONDS, KEEP_SHARE * (time.monotonic() - began)))
+
+    async def _tell(self) -> None:
+        while True:
+            await self._has_events.wait()
+            self._has_events.clear()
+            while self._events:
+                event = self._events.popleft()
+                try:
+                    await self._source.tell(self._status.node, event)
+                except SourceError as error:
+                    log.debug("%s", error)  # what is wrong with the source is said elsewhere
+                    self._events.appendleft(event)
+                    await asyncio.sleep(RETRY_SECONDS)
+
+
+def _events(entries: Iterable[Entry]) -> list[Event]:
+    return [
+        Event(
+            _TOLD[one.kind], " ".join(f"{name}={value}" for name, value in one.fields.items()) or one.kind, one.kind in _WARNINGS
+        )
+        for one in entries
+        if one.kind in _TOLD
+    ]
