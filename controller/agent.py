@@ -18,7 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from controller.dataplane import DataPlaneError
 from controller.findings import Finding, findings
@@ -45,8 +45,8 @@ LONGEST_RESYNC_SECONDS = 90.0
 
 SETTLE_SECONDS = 0.02
 LONGEST_SETTLE_SECONDS = 2.0
-"""How long to wait after waking for what else may come: changes rarely come alone. As long as the last pass took, within these
-bounds, so that in a large and lively cluster the agent takes half a core at most."""
+"""How long to wait after waking for what else may come: changes rarely come alone. After a long pass it is longer, until the rest
+was half as long as the pass, so that in a large and lively cluster the agent takes two thirds of a core at most."""
 
 LIST_SECONDS = 5.0
 """How long a start waits for the source before it goes by the objects it remembers. Strict mode does not wait."""
@@ -89,10 +89,12 @@ class _Member:
     rest: Rest | None = None
     report: Report | None = None
     failure: str | None = None
+    is_away: bool = False
+    """It failed for want of an answer from the source, which is no fault of this node's."""
 
     def begin(self) -> None:
         """Forget what came of the last pass."""
-        self.rest, self.report, self.failure = None, None, None
+        self.rest, self.report, self.failure, self.is_away = None, None, None, False
 
     def seen(self, cluster: Cluster) -> Seen:
         """What has come of this pass."""
@@ -101,7 +103,7 @@ class _Member:
             seen,
             rest=self.rest.reason if self.rest else None,
             waits_for=self.report.waits_for if self.report else None,
-            failure=self.failure,
+            failure=None if self.is_away else self.failure,
             contest=self.publication.contest,
             is_withdrawing=self.publication.is_withdrawing,
         )
@@ -194,8 +196,10 @@ class Agent:
                 began = time.monotonic()
                 pause = await self._pass()
                 took = time.monotonic() - began
+                ended = time.monotonic()
                 await _wait(self._wake, pause)
-                await asyncio.sleep(min(max(SETTLE_SECONDS, took), LONGEST_SETTLE_SECONDS))
+                rested = time.monotonic() - ended
+                await asyncio.sleep(min(max(SETTLE_SECONDS, took / 2 - rested), LONGEST_SETTLE_SECONDS))
                 for watcher in watchers:
                     if watcher.done() and not stop.is_set():
                         watcher.result()  # raises: none of them ends but by a mistake of ours
@@ -340,15 +344,15 @@ class Agent:
         try:
             await attempt
         except Failure as error:
-            is_away = isinstance(error, SourceUnavailable)
-            if not member.is_settled and not is_away:
+            member.is_away = isinstance(error, SourceUnavailable)
+            if not member.is_settled and not member.is_away:
                 await self._take_back()
                 raise AgentError(str(error)) from None
             member.failures += 1
             member.failure = str(error)
             member.say(logging.ERROR, str(error))
             pauses.append(retry_seconds(member.failures))
-            if not is_away:
+            if not member.is_away:
                 await self._undo(member)
 
     async def _reconcile(self, member: _Member, cluster: Cluster) -> None:
@@ -426,7 +430,9 @@ class Agent:
             seen[family] = await self._in_thread(member.seen, cluster)
             facts[family] = await self._in_thread(member.instance.facts, cluster)
         found = [*self._malformed, *findings(cluster, self._node, facts)]
-        self._reporter.conclude(cluster, seen, found, seconds, all(member.failure is None for member in self._members))
+        is_success = all(member.failure is None for member in self._members)
+        await self._in_thread(self._reporter.conclude, cluster, seen, found, seconds, is_success)
+        self._reporter.wake()
 
     async def status(self) -> AgentStatus | None:
         """The status of the last pass, with counters as they are on the devices now; None before the first."""
@@ -464,7 +470,7 @@ class Agent:
             await asyncio.sleep(_LOOK_SECONDS)
             now = time.monotonic()
 
-    async def _in_thread(self, function: Callable[..., T], *arguments: Cluster) -> T:
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
 

@@ -5,6 +5,7 @@ import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from controller import guard
 from controller.masquerade import masquerade, masqueraded_interface, stop_masquerading
@@ -24,9 +25,10 @@ from controller.plan import (
     SetMasquerade,
     Step,
 )
+from controller.prefixes import known
 from controller.state import Device, Route, State, sorted_prefixes
 from wgpy.client import Client, ClientError, NoSuchInterface
-from wgpy.config import Change, DeviceConfig, SetPeer
+from wgpy.config import Change, DeviceConfig, Prefix, SetPeer
 
 log = logging.getLogger(__name__)
 
@@ -168,10 +170,16 @@ def _spelled_out(changes: tuple[Change, ...], device: Device) -> Iterator[Change
 
 def _device(config: DeviceConfig) -> Device:
     """In the order in which two of them can be compared."""
-    peers = (replace(peer, allowed_ips=sorted_prefixes(set(peer.allowed_ips))) for peer in config.peers)
+    peers = (replace(peer, allowed_ips=_ordered(peer.allowed_ips)) for peer in config.peers)
     return Device(
         private_key=config.private_key,
         listen_port=config.listen_port,
         fwmark=config.fwmark,
         peers=tuple(sorted(peers, key=lambda peer: peer.public_key)),
     )
+
+
+@lru_cache(1 << 15)
+def _ordered(prefixes: tuple[Prefix, ...]) -> tuple[Prefix, ...]:
+    """The same in every pass, for nearly all peers."""
+    return sorted_prefixes({known(prefix) for prefix in prefixes})

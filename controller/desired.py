@@ -17,7 +17,7 @@ from functools import lru_cache
 from ipaddress import ip_interface, ip_network
 
 from controller.model import Address, Cluster, Family, Node
-from controller.prefixes import LongestMatch, overlapping, widest
+from controller.prefixes import LongestMatch, known, overlapping, widest
 from controller.state import TWIN_METRIC, Device, Guard, Link, Route, RouteKind, Rule, State, sorted_prefixes
 from wgpy.config import NO_KEY, Endpoint, PeerConfig, Prefix
 from wgpy.wgconf import format_key
@@ -105,11 +105,13 @@ def prefix_owners(cluster: Cluster, family: Family, own_name: str) -> dict[Prefi
         if block.cidr.version != family.value:
             continue
         if block.node is not None:
-            owners[block.cidr] = block.node
-        owners |= {_host_prefix(address): holder for address, holder in block.borrowed}
+            owners[known(block.cidr)] = block.node
+        for address, holder in block.borrowed:
+            owners[_host_prefix(address)] = holder
     nodes = [cluster.nodes[name] for name in sorted(cluster.nodes, reverse=True)]  # of two claims the first name's stays
     for node in nodes:
-        owners |= {_host_prefix(address): node.name for address in node.of(family).tunnel_addresses}
+        for address in node.of(family).tunnel_addresses:
+            owners[_host_prefix(address)] = node.name
     for node in nodes:
         if node.name != own_name:
             for address in node.of(family).host_addresses:
@@ -196,11 +198,11 @@ def desired_state(
     ranges: defaultdict[str, set[Prefix]] = defaultdict(set)
     for prefix, owner in owners.items():
         ranges[owner].add(prefix)
-    into_device = {prefix for name in peers for prefix in ranges[name]}
-    into_device |= {prefix for peer in external for prefix in peer.allowed_ips}
     own_ranges = ranges[identity.node]
-
+    into_device = {prefix for prefix, owner in owners.items() if owner in peers}
+    into_device |= {prefix for peer in external for prefix in peer.allowed_ips}
     others = owners.keys() - into_device - own_ranges
+
     guard = _guard(cluster, family, (into_device | others) - own_ranges, policy) if policy.is_strict else None
     clear, refused = _past_device(cluster, family, others, own_ranges | into_device, guard)
     accepted = _accepted(cluster, family, owners, peers)
@@ -310,7 +312,7 @@ def _guard(cluster: Cluster, family: Family, ranges: Set[Prefix], policy: Policy
     hosts = _host_prefixes(cluster, family)
     blocks = {block.cidr for block in cluster.blocks if block.cidr.version == family.value}
     protected = widest((_pools(cluster, family) | blocks | ranges) - hosts)
-    inside = LongestMatch(dict.fromkeys(protected, True))
+    inside = LongestMatch((prefix, True) for prefix in protected)
     return Guard(protected, frozenset(host for host in hosts if inside.lookup(host)), policy.workloads)
 
 
@@ -323,19 +325,24 @@ def _accepted(
     An address that somebody else claims, as a host, for a tunnel or for a pod, or that lies in somebody else's range, is
     accepted from nobody: packets *to* it would follow.
     """
-    claimants: defaultdict[Address, set[str]] = defaultdict(set)
+    claims: dict[Address, str | None] = {}  # None: several do
+
+    def claim(address: Address, name: str) -> None:
+        if claims.setdefault(address, name) != name:
+            claims[address] = None
+
     for name, node in cluster.nodes.items():
         network = node.of(family)
         for address in (*network.host_addresses, *network.tunnel_addresses):
-            claimants[address].add(name)
+            claim(address, name)
     for block in cluster.blocks:
         for address, holder in block.borrowed:
-            claimants[address].add(holder)
-    holders = LongestMatch(owners)
+            claim(address, holder)
+    holders = LongestMatch(owners.items())
     accepted: defaultdict[str, set[Prefix]] = defaultdict(set)
     for name, node in peers.items():
         for address in node.of(family).host_addresses:
-            if len(claimants[address]) == 1 and holders.lookup(prefix := _host_prefix(address)) in (None, name):
+            if claims[address] == name and holders.lookup(prefix := _host_prefix(address)) in (None, name):
                 accepted[name].add(prefix)
     return accepted
 
@@ -374,7 +381,7 @@ _MANY = 1 << 17
 
 @lru_cache(_MANY)
 def _host_prefix(address: Address) -> Prefix:
-    return ip_network(address)
+    return known(ip_network(address))
 
 
 @lru_cache(_MANY)

@@ -121,4 +121,4 @@ def _prefixes(elements: Iterable[Any]) -> Iterator[Prefix]:
             yield ip_network((element["prefix"]["addr"], element["prefix"]["len"]))
         elif "range" in element:
             first, last = map(ip_address, element["range"])
-            yield from summarize_address_range(first, last)  # type: ignore[type-var]
+            yield from summarize_address_range(first, last)

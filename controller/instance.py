@@ -171,6 +171,8 @@ class Instance:
 
     def seen(self, cluster: Cluster) -> Seen:
         """What there is of this family on this host, apart from what a pass has come to."""
+        if not cluster.felix.of(self.family).enabled:
+            return Seen(at=time.time())
         place = self._current_place(cluster)
         link = self._kernel.find_link(place.interface)
         inbound, outbound = refused(self.family) or (0, 0)
@@ -187,15 +189,18 @@ class Instance:
 
     def facts(self, cluster: Cluster) -> Facts:
         """What may be wrong here."""
-        place = self._place(cluster, self._current_place(cluster).interface)
-        link = self._kernel.find_link(place.interface)
+        interface = self._current_place(cluster).interface
+        facts = Facts(self._numbers.table, self._numbers.fwmask, interface)
+        if not cluster.felix.of(self.family).enabled:
+            return facts
+        link = self._kernel.find_link(interface)
         felix = self._kernel.find_link(cluster.felix.of(self.family).interface)
-        return Facts(
-            table=place.table,
-            fwmask=self._numbers.fwmask,
-            interface=place.interface,
+        address = cluster.nodes[self._node].of(self.family).address
+        underlay = self._kernel.underlay(address) if address is not None else None
+        return replace(
+            facts,
             public_key=self._identity().public_key,
-            underlay_mtu=place.underlay.mtu if place.underlay else None,
+            underlay_mtu=underlay.mtu if underlay else None,
             interface_mtu=link.link.mtu if link and link.link.is_up else None,
             pod_mtu=_pod_mtu(self._pod_mtu_file),
             felix_link_kind=felix.kind if felix else None,

@@ -36,7 +36,7 @@ IMPERFECT = 3
 OLD_SECONDS = 300.0
 """An agent writes its status at least with each resync, every 90 s: one that is older than this is not kept up to date."""
 
-PLAIN_WIDTH = 160  # columns where nobody can say
+PLAIN_WIDTH, WIDE_WIDTH = 160, 240  # columns where nobody can say
 FEW_PODS = 3
 FEW_NAMES = 5
 
@@ -247,7 +247,7 @@ def _print(status: AgentStatus, pods: Pods, now: float, output: str | None) -> N
     else:
         console = Console(highlight=False)
         if not console.is_terminal:
-            console = Console(highlight=False, width=PLAIN_WIDTH)
+            console = Console(highlight=False, width=WIDE_WIDTH if output == "wide" else PLAIN_WIDTH)
         console.print(table(status, pods, now, is_wide=output == "wide"))
 
 

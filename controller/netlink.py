@@ -164,7 +164,7 @@ class Kernel:
             for entry in map(parse_route, found)
             if entry.table == table
             and entry.route is not None
-            and (entry.route.kind is not RouteKind.DEVICE or entry.index == index)
+            and (entry.route.kind is not RouteKind.DEVICE or entry.link == index)
         )
 
     def rules(self, table: int, family: Family) -> frozenset[Rule]:
@@ -259,7 +259,7 @@ class Kernel:
         Errors are answered in any case. A confirmation is asked for with the last message of a batch only, which is handled
         last: when it comes, all else has come.
         """
-        refused = []
+        refused: list[tuple[int, int]] = []
         with _refusals("talk to the kernel"):
             for first in range(0, len(bodies), BATCH):
                 last = min(first + BATCH, len(bodies)) - 1
@@ -293,7 +293,7 @@ class Kernel:
 
     def _dump_once(self, kind: int, body: bytes) -> tuple[list[bytes], bool]:
         self._socket.send(pack(kind, NLM_F_DUMP, 0, body))
-        found = []
+        found: list[bytes] = []
         is_whole = True
         while True:
             for message in messages(self._socket.recv(_DATAGRAM_SIZE)):

@@ -24,8 +24,8 @@ IPs (which peer). So, from the outside in:
    added while it is up.
 5. *Twins* (:attr:`controller.state.Route.twin`) come after all the routes they stand behind, since before them they would
    be in force, and go before those; the rule, which makes it all count, comes after both.
-6. *The guard* of strict mode comes first of all and goes last of all, and so does each of its ranges. What it refuses is dropped from its coming on, until
-   the tunnel has it: the other exception to the third promise, and the point of strict mode.
+6. *The guard* of strict mode comes first of all and goes last of all, and so does each of its ranges. What it refuses is
+   dropped from its coming on, until the tunnel has it: the other exception to the third promise, and the point of strict mode.
 """
 
 import itertools
@@ -238,9 +238,9 @@ def _route_steps(desired: frozenset[Route], actual: frozenset[Route]) -> tuple[R
     return early, late
 
 
-def _kinds(routes: Iterable[Route]) -> dict[Prefix, RouteKind]:
-    """Of several routes with one prefix the lowest metric counts."""
-    return {route.prefix: route.kind for route in sorted(routes, key=attrgetter("metric"), reverse=True)}
+def _kinds(routes: Iterable[Route]) -> Iterator[tuple[Prefix, RouteKind]]:
+    """In such an order that of several routes with one prefix the one with the lowest metric comes last: it counts."""
+    return ((route.prefix, route.kind) for route in sorted(routes, key=attrgetter("metric"), reverse=True))
 
 
 def _put_order(route: Route) -> tuple[bool, int, str, int, int]:
@@ -270,8 +270,9 @@ def _device_steps(desired: Device, actual: Device) -> Iterator[Step]:
     found = {peer.public_key: peer for peer in actual.peers}
     # A peer that stays as it is neither gives an allowed IP nor gets one, as each has one owner.
     arriving = [peer for peer in desired.peers if found.get(peer.public_key) != peer]
-    leaving = [peer for peer in actual.peers if wanted.get(peer.public_key) != peer]
-    owners_after, owners_before = _owners(arriving), _owners(leaving)
+    staying = wanted.keys() - {peer.public_key for peer in arriving}
+    owners_after = _owners(arriving)
+    owners_before = _owners(peer for peer in actual.peers if peer.public_key not in staying)
     moved = [(prefix, key) for prefix, key in owners_after.items() if owners_before.get(prefix) != key]
     taken = [(prefix, key) for prefix, key in owners_before.items() if prefix not in owners_after]
 

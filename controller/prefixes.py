@@ -4,7 +4,9 @@
 cluster has tens of thousands of ranges.
 """
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 from wgpy.config import Prefix
@@ -12,15 +14,21 @@ from wgpy.config import Prefix
 T = TypeVar("T")
 
 
-class LongestMatch(Generic[T]):
-    """The value of the longest prefix that holds all of a given one. All prefixes are of one family."""
+@lru_cache(1 << 18)
+def known(prefix: Prefix) -> Prefix:
+    """The one object that stands for all that are equal to it. Two of them are compared in no time, and others slowly."""
+    return prefix
 
-    def __init__(self, values: Mapping[Prefix, T]) -> None:
-        tables: dict[int, dict[int, T]] = {}
-        for prefix, value in values.items():
+
+class LongestMatch(Generic[T]):
+    """The value of the longest prefix that holds all of a given one. All prefixes are of one family; of two values for one
+    prefix the later counts."""
+
+    def __init__(self, values: Iterable[tuple[Prefix, T]]) -> None:
+        tables: defaultdict[int, dict[int, T]] = defaultdict(dict)
+        for prefix, value in values:
             length = prefix.prefixlen
-            network = int(prefix.network_address) >> (prefix.max_prefixlen - length)
-            tables.setdefault(length, {})[network] = value
+            tables[length][int(prefix.network_address) >> (prefix.max_prefixlen - length)] = value
         self._tables = sorted(tables.items(), reverse=True)
 
     def lookup(self, prefix: Prefix) -> T | None:

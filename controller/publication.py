@@ -125,8 +125,8 @@ class Publication:
         expects_address: bool = True,
         other: NodeNetwork = NodeNetwork(),
     ) -> Action:
-        """``stored`` is what the annotation says, ``own`` what it ought to say. ``now`` is of a monotonic clock. ``other`` is what
-        the node says of itself in the other family: the allocator does both in one pass.
+        """``stored`` is what the annotation says, ``own`` what it ought to say. ``now`` is of a monotonic clock. ``other`` is
+        what the node says of itself in the other family: the allocator does both in one pass.
 
         Both families' actions belong into one write. Whoever cannot carry one out says so with :meth:`failed`.
         """

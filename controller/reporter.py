@@ -84,7 +84,7 @@ class Reporter:
         seconds: float,
         is_success: bool,
     ) -> None:
-        """A pass is over that took ``seconds``: take note, and tell."""
+        """A pass is over that took ``seconds``: take note. May be called in a thread; :meth:`wake` is to follow in the loop's."""
         now = time.time()
         before = self._before
         families = (
@@ -106,8 +106,12 @@ class Reporter:
         self._before = self._status
         self._history.write(entries)
         self._log_findings(before.findings if before and self._status.passes > 1 else (), findings)
-        self._queue(_events(entries), self._due_findings(findings))
+        self._events.extend((*_events(entries), *self._due_findings(findings)))
+
+    def wake(self) -> None:
+        """Pass on what :meth:`conclude` has noted."""
         self._is_new.set()
+        self._has_events.set()
 
     async def run(self) -> None:
         """Write the status down, and tell the Events, until cancelled."""
@@ -144,12 +148,6 @@ class Reporter:
         due = [finding for key, finding in standing.items() if key not in self._told]
         self._told |= {(finding.reason, finding.subject): now for finding in due}
         return [Event(finding.reason, f"{finding.subject}: {finding.message}", finding.is_warning) for finding in due]
-
-    def _queue(self, *groups: list[Event]) -> None:
-        for events in groups:
-            self._events.extend(events)
-        if self._events:
-            self._has_events.set()
 
     async def _keep(self) -> None:
         while True:

@@ -13,6 +13,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
 from controller.model import Family
+from controller.prefixes import known
 from controller.state import Route, RouteKind
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
@@ -36,11 +37,11 @@ _KINDS |= {RTN_BLACKHOLE: RouteKind.PROHIBIT, RTN_UNREACHABLE: RouteKind.PROHIBI
 
 
 class TableRoute(NamedTuple):
-    """A route as the kernel tells of it. ``index`` is that of the link it leads to, 0 for none; ``route`` is None where it is of
+    """A route as the kernel tells of it. ``link`` is that of the link it leads to, 0 for none; ``route`` is None where it is of
     a type that is never ours."""
 
     table: int
-    index: int
+    link: int
     route: Route | None
 
 
@@ -95,7 +96,7 @@ def parse_route(body: bytes) -> TableRoute:
     any_address = bytes(4 if family == socket.AF_INET else 16)
     address = int.from_bytes(attributes.get(RTA_DST, any_address))
     network = IPv4Network if family == socket.AF_INET else IPv6Network
-    route = Route(network((address, length)), _KINDS[kind], metric, protocol) if kind in _KINDS else None
+    route = Route(known(network((address, length))), _KINDS[kind], metric, protocol) if kind in _KINDS else None
     return TableRoute(_number(attributes.get(RTA_TABLE)) or table, _number(attributes.get(RTA_OIF)), route)
 
 

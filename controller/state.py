@@ -39,6 +39,10 @@ class Route:
     metric: int = 0
     protocol: int = ROUTE_PROTOCOL
 
+    def __hash__(self) -> int:
+        """Cheap, as tens of thousands of routes are put into sets in every pass, and good enough to tell most of them apart."""
+        return hash((int(self.prefix.network_address), self.metric))
+
     @property
     def twin(self) -> "Route":
         """What stands behind a route into the interface: when the interface is down or gone, and the route with it, packets

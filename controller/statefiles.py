@@ -54,6 +54,7 @@ class StateFiles:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: int | None = None
+        self._assigned: dict[Family, Assigned] = {}  # nobody else writes it
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -102,6 +103,11 @@ class StateFiles:
 
     def assigned(self, family: Family) -> Assigned:
         """What was saved last. Nothing, if that cannot be read: the worst is that roamed endpoints are forgotten."""
+        if family not in self._assigned:
+            self._assigned[family] = self._read_assigned(family)
+        return self._assigned[family]
+
+    def _read_assigned(self, family: Family) -> Assigned:
         try:
             saved: Any = json.loads(self._file(family, "json").read_text())
             endpoints = {parse_key(key): parse_endpoint(text) for key, text in saved["endpoints"].items()}
@@ -116,6 +122,7 @@ class StateFiles:
         endpoints = {format_key(key): str(endpoint) for key, endpoint in assigned.endpoints.items()}
         text = json.dumps({"interface": assigned.interface, "endpoints": endpoints}, indent=1)
         self._write(self._file(family, "json"), text + "\n")
+        self._assigned[family] = assigned
 
     def objects(self) -> Objects | None:
         """The objects saved last, None if there are none that can be read."""

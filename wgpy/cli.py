@@ -385,6 +385,7 @@ VERBS: dict[str, Verb] = {
 COMMANDS = {
     "agent": "the node agent: follow the cluster and configure the data plane",
     "leave": "take this node out of the mesh, once its peers no longer send to it",
+    "mesh": "this node's peers, the pods behind each, and what becomes of packets to them",
     "demo": "a cluster on this machine, in network namespaces",
 }
 """The verbs that entry points carry, for the help; the entry point itself is found when it is called."""

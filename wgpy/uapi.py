@@ -16,7 +16,7 @@ zone.
 import errno as errnos
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 
 from wgpy.config import (
     KEY_LENGTH,
@@ -360,9 +360,9 @@ class _PeerLines:
         config = PeerConfig(
             public_key=_parse_key(values["public_key"]),
             preshared_key=_parse_key(values["preshared_key"]) if "preshared_key" in values else NO_KEY,
-            endpoint=parse_endpoint(values["endpoint"], zone_index) if "endpoint" in values else None,
+            endpoint=_parse_endpoint(values["endpoint"], zone_index) if "endpoint" in values else None,
             persistent_keepalive=parse_unsigned(values.get("persistent_keepalive_interval", "0"), 16),
-            allowed_ips=tuple(map(parse_prefix, self.allowed_ips)),
+            allowed_ips=_parse_prefixes(tuple(self.allowed_ips)),
         )
         seconds = number(values.get("last_handshake_time_sec", "0"))
         nanoseconds = number(values.get("last_handshake_time_nsec", "0"))
@@ -372,6 +372,23 @@ class _PeerLines:
             tx_bytes=number(values.get("tx_bytes", "0")),
             rx_bytes=number(values.get("rx_bytes", "0")),
         )
+
+
+# An agent reads the same thousands of peers again and again: a get of 1,000 peers with 5 prefixes each takes a third of the time.
+
+
+@lru_cache(maxsize=1 << 14)
+def _parse_prefixes(texts: tuple[str, ...]) -> tuple[Prefix, ...]:
+    return tuple(map(parse_prefix, texts))
+
+
+@lru_cache(maxsize=1 << 14)
+def _parse_numeric_endpoint(text: str) -> Endpoint:
+    return parse_endpoint(text)
+
+
+def _parse_endpoint(text: str, zone_index: ZoneIndex) -> Endpoint:
+    return parse_endpoint(text, zone_index) if "%" in text else _parse_numeric_endpoint(text)
 
 
 def _reply_lines(text: str) -> Iterator[tuple[str, str]]:

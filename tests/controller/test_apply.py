@@ -6,9 +6,11 @@ from ipaddress import ip_interface, ip_network
 
 import pytest
 
-from controller.apply import configure, summary
-from controller.plan import AddAddress, AddRule, Configure, PutRoute, RemoveRoute, SetLink
-from controller.state import Route, RouteKind, Rule
+from controller.apply import Place, apply_steps, configure, summary
+from controller.model import Family
+from controller.netlink import Kernel, NetlinkRefusal
+from controller.plan import AddAddress, AddRule, Configure, PutRoute, RemoveRoute, SetGuard, SetLink, Step
+from controller.state import Guard, Route, RouteKind, Rule
 from wgpy.client import Client, ClientError
 from wgpy.config import Change, DeviceSnapshot, PeerConfig, PeerSnapshot, SetDevice, SetPeer
 
@@ -91,6 +93,72 @@ def test_a_plan_in_a_line_holds_no_key() -> None:
         PutRoute(route),
         RemoveRoute(route),
         AddRule(Rule(99, 1, 1)),
+        SetGuard(Guard()),
     )
 
-    assert summary(steps) == "link, address, device, peer, 2 allowed IPs, 2 routes, rule"
+    assert summary(steps) == "link, address, device, peer, 2 allowed IPs, 2 routes, rule, guard"
+
+
+# Batches
+
+
+@dataclass
+class Recorder(Kernel):
+    """What is asked of the kernel. It refuses routes to ``refuses``."""
+
+    refuses: object = None
+    calls: list[tuple[object, ...]] = field(default_factory=list)
+
+    def put_routes(self, name: str, table: int, routes: object) -> None:
+        self._note("put", routes)
+
+    def remove_routes(self, table: int, routes: object) -> None:
+        self._note("remove", routes)
+
+    def add_rule(self, table: int, family: Family, rule: Rule) -> None:
+        self.calls.append(("rule", rule))
+
+    def _note(self, verb: str, routes: object) -> None:
+        self.calls.append((verb, *routes))  # type: ignore[misc]
+        if any(route.prefix == self.refuses for route in routes):  # type: ignore[attr-defined]
+            raise NetlinkRefusal(errno.ENETDOWN, "put the route")
+
+
+INTO, PAST = (Route(WIDE, kind) for kind in (RouteKind.DEVICE, RouteKind.THROW))
+NARROW_INTO, OTHER_INTO = (Route(prefix, RouteKind.DEVICE) for prefix in (NARROW, OTHER))
+RULE = Rule(99, 1, 1)
+PLACE = Place(Family.IPV4, "wgtest", 5182)
+
+
+def test_neighbouring_routes_of_one_kind_are_done_at_one_go_and_in_their_order() -> None:
+    kernel = Recorder()
+    steps: tuple[Step, ...] = (
+        PutRoute(NARROW_INTO),
+        PutRoute(OTHER_INTO),
+        PutRoute(PAST),
+        PutRoute(INTO),
+        PutRoute(INTO.twin),
+        RemoveRoute(NARROW_INTO.twin),
+        RemoveRoute(NARROW_INTO),
+        AddRule(RULE),
+    )
+
+    apply_steps(kernel, PLACE, steps)
+
+    assert kernel.calls == [
+        ("put", NARROW_INTO, OTHER_INTO),
+        ("put", PAST),
+        ("put", INTO),
+        ("put", INTO.twin),
+        ("remove", NARROW_INTO.twin),
+        ("remove", NARROW_INTO),
+        ("rule", RULE),
+    ]
+
+
+def test_after_a_refusal_nothing_else_is_done() -> None:
+    kernel = Recorder(refuses=NARROW)
+
+    with pytest.raises(NetlinkRefusal):
+        apply_steps(kernel, PLACE, (PutRoute(OTHER_INTO), PutRoute(NARROW_INTO), PutRoute(PAST), AddRule(RULE)))
+    assert kernel.calls == [("put", OTHER_INTO, NARROW_INTO)]

@@ -18,9 +18,9 @@ def test_a_table_comes_whole_or_not_at_all_and_goes_whole(family: Family) -> Non
         remove_table(family, "wgtest")  # nothing there
         assert read_table(family, "wgtest") == []
         with pytest.raises(NftablesRefusal, match=r"^nft: .*syntax error"):
-            load(f"table {name} wgtest {{ chain good {{ }}\n chain bad {{ nonsense }} }}")
+            load(f"table {name} wgtest {{ chain good {{ }}\nchain bad {{ nonsense }}\n}}\n")
         assert read_table(family, "wgtest") == []
-        load(f"table {name} wgtest {{ chain good {{ }} }}")
+        load(f"table {name} wgtest {{\nchain good {{ }}\n}}\n")
         assert [item["chain"]["name"] for item in read_table(family, "wgtest") if "chain" in item] == ["good"]
         remove_table(family, "wgtest")
         assert read_table(family, "wgtest") == []

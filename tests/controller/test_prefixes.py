@@ -5,7 +5,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.prefixes import LongestMatch, overlapping, widest
+from controller.prefixes import LongestMatch, known, overlapping, widest
 from wgpy.config import Prefix
 
 ipv4 = st.builds(
@@ -14,8 +14,8 @@ ipv4 = st.builds(
 ipv6 = st.builds(
     lambda length, offset: IPv6Network((0xFD << 120 | offset, length), strict=False), st.integers(0, 128), st.integers(0, 31)
 )
-several: st.SearchStrategy[tuple[Prefix, set[Prefix]]] = st.one_of(
-    st.tuples(family, st.sets(family, max_size=6)) for family in (ipv4, ipv6)
+several: st.SearchStrategy[tuple[Prefix, set[Prefix]]] = st.sampled_from([ipv4, ipv6]).flatmap(
+    lambda family: st.tuples(family, st.sets(family, max_size=6))
 )
 
 
@@ -29,7 +29,7 @@ def test_the_longest_prefix_that_holds_another_is_found(drawn: tuple[Prefix, set
     prefix, others = drawn
     holders = [other for other in others if holds(other, prefix)]
 
-    found = LongestMatch({other: str(other) for other in others}).lookup(prefix)
+    found = LongestMatch((other, str(other)) for other in others).lookup(prefix)
 
     assert found == (str(max(holders, key=lambda holder: holder.prefixlen)) if holders else None)
 
@@ -54,6 +54,14 @@ def test_an_overlap_is_found_either_way(drawn: tuple[Prefix, set[Prefix]]) -> No
     assert (found is not None) == any(other.overlaps(prefix) for other in others)
 
 
+def test_of_two_values_the_later_counts() -> None:
+    assert LongestMatch([(ip_network("10.0.0.0/8"), 1), (ip_network("10.0.0.0/8"), 2)]).lookup(ip_network("10.1.0.0/16")) == 2
+
+
+def test_all_that_are_equal_have_one_object() -> None:
+    assert known(IPv4Network("10.3.0.0/16")) is known(IPv4Network((0x0A030000, 16)))
+
+
 def test_nothing_holds_nothing() -> None:
-    assert LongestMatch({}).lookup(ip_network("10.0.0.0/8")) is None
+    assert LongestMatch([]).lookup(ip_network("10.0.0.0/8")) is None
     assert widest([]) == frozenset()

@@ -1,4 +1,4 @@
-"""When the key is published: rule by rule, and then in a world with a Felix, an allocator and rivals on a virtual clock (calico.md 16)."""
+"""When the key is published: rule by rule, and then in a world of others who write it, on a virtual clock (calico.md 16)."""
 
 import heapq
 import itertools
@@ -22,8 +22,8 @@ from controller.publication import (
     LONGEST_PAUSE_SECONDS,
     MOST_RENEWALS,
     MOST_UNSEEN,
-    QUIET_SECONDS,
     PASS_SECONDS,
+    QUIET_SECONDS,
     SETTLE_SECONDS,
     Action,
     Publication,
@@ -326,9 +326,7 @@ class World:
         values: dict[int, bytes | None] = {}
         for family, (key, address) in enumerate(self._view):
             publication = self.publications[family]
-            action = publication.decide(
-                key, KEY, address is not None, self.now, self.agent.expects_address, self._other(family)
-            )
+            action = publication.decide(key, KEY, address is not None, self.now, self.agent.expects_address, self._other(family))
             assert publication.wake_at > self.now, "a time that has passed is not waited for"
             if action is not Action.KEEP:
                 values[family] = KEY if action is Action.PUBLISH else None
@@ -374,7 +372,9 @@ def is_whole(stored: tuple[Annotations, ...]) -> bool:
     return all(key == KEY and address is not None for key, address in stored)
 
 
-def settled(seed: int, allocator: Allocator | None = None, families: int = 1, make: Callable[[], Publication] = Publication) -> World:
+def settled(
+    seed: int, allocator: Allocator | None = None, families: int = 1, make: Callable[[], Publication] = Publication
+) -> World:
     """A world in which the node has long been part of the mesh."""
     world = World(seed, allocator or Allocator(), families=families, make=make)
     world.run(20.0)

@@ -5,7 +5,7 @@ from ipaddress import ip_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.state import Device, Rule, State, sorted_prefixes
+from controller.state import TWIN_METRIC, Device, Route, RouteKind, Rule, State, sorted_prefixes
 
 
 @settings(deadline=None)
@@ -27,3 +27,10 @@ def test_a_state_promises_by_its_rule() -> None:
 
 def test_a_private_key_does_not_show() -> None:
     assert "private" not in repr(Device(private_key=bytes(32)))
+
+
+def test_a_twin_is_a_refusal_behind_the_route_it_belongs_to() -> None:
+    route = Route(ip_network("fd00::/64"), RouteKind.DEVICE, metric=1024, protocol=80)
+
+    assert route.twin == Route(ip_network("fd00::/64"), RouteKind.PROHIBIT, TWIN_METRIC, protocol=80)
+    assert route.twin.metric > route.metric

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,17 +25,29 @@ SECONDS = 3.0
 WORST_PING = 0.1
 """Seconds. A large set in one go takes three times as long, and a get of a large device half of it."""
 WORST_ANSWER = 1.0
+ATTEMPTS = 3
+"""A delay of ours comes each time; one of a busy machine does not."""
 
 
-def worst_ping(tunnel: Tunnel, seconds: float) -> tuple[float, float]:
-    """Of five hundred pings a second: the mean and the longest, in seconds. None may be lost."""
-    first, second = tunnel.ends
-    options = ["-n", "-q", "-i", "0.002", "-w", f"{seconds:g}", "-W", "5"]
-    said = first.pod.run(["ping", *options, str(second.pod.address(4))], check=False, timeout=seconds + 10).stdout
-    sent, received = map(int, re.findall(r"(\d+) packets transmitted, (\d+) received", said)[0])
-    assert sent - received <= 1, said  # the last one may be on its way when ping ends
-    mean, longest = re.findall(r"= [\d.]+/([\d.]+)/([\d.]+)/", said)[0]
-    return float(mean) / 1e3, float(longest) / 1e3
+@dataclass(frozen=True)
+class Pings:
+    """Five hundred a second: how many were lost, the mean and the longest, in seconds."""
+
+    lost: int
+    mean: float
+    longest: float
+
+    @classmethod
+    def through(cls, tunnel: Tunnel, seconds: float) -> "Pings":
+        first, second = tunnel.ends
+        options = ["-n", "-q", "-i", "0.002", "-w", f"{seconds:g}"]
+        said = first.pod.run(["ping", *options, str(second.pod.address(4))], check=False, timeout=seconds + 10).stdout
+        sent, received = map(int, re.findall(r"(\d+) packets transmitted, (\d+) received", said)[0])
+        mean, longest = re.findall(r"= [\d.]+/([\d.]+)/([\d.]+)/", said)[0]
+        return cls(sent - received, float(mean) / 1e3, float(longest) / 1e3)
+
+    def __str__(self) -> str:
+        return f"mean {self.mean * 1e3:.2f} ms, longest {self.longest * 1e3:.1f} ms, {self.lost} lost"
 
 
 @contextmanager
@@ -48,8 +61,8 @@ def asking(client: Client) -> Iterator[list[float]]:
         while not stopped.wait(0.02):
             began = time.monotonic()
             with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(client.path))  # without a timeout: it waits until it is taken
                 connection.settimeout(PATIENCE)
-                connection.connect(str(client.path))
                 connection.sendall(b"get=1\n\n")
                 tail = b""
                 while piece := connection.recv(1 << 18):
@@ -72,24 +85,32 @@ def test_a_client_delays_neither_packets_nor_others(standing: Callable[..., Tunn
     tunnel = standing()
     first, second = tunnel.ends
     assert ping(first.pod, second.pod.address(4), count=1) == 1
-    quiet = worst_ping(tunnel, 1.0)
+    quiet = Pings.through(tunnel, 1.0)
 
-    command = [sys.executable, "-m", "tests.e2e.attacks", attack, str(second.client.path), str(SECONDS)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as attacker, asking(second.client) as waited:
-        attacked = worst_ping(tunnel, SECONDS)
-        said, _ = attacker.communicate(timeout=60)
-
-    print(
-        f"{attack}, {said.strip()} times: ping mean {attacked[0] * 1e3:.2f} ms, longest {attacked[1] * 1e3:.1f} ms "
-        f"(without: {quiet[0] * 1e3:.2f} and {quiet[1] * 1e3:.1f} ms); "
-        f"another client was answered {len(waited)} times, after {max(waited) * 1e3:.0f} ms at most"
-    )
-    assert attacker.returncode == 0
-    assert int(said) > 0
-    assert attacked[1] < WORST_PING
-    assert len(waited) > 10
-    assert max(waited) < WORST_ANSWER
+    for _ in range(ATTEMPTS):
+        pings, waited, count = under_attack(tunnel, attack)
+        print(
+            f"{attack}, {count} times: pings {pings} (without: {quiet}); "
+            f"another client was answered {len(waited)} times, after {max(waited) * 1e3:.0f} ms at most"
+        )
+        assert count > 0
+        # The last ping may be on its way when ping ends.
+        if pings.longest < WORST_PING and pings.lost <= 1 and max(waited) < WORST_ANSWER and len(waited) > 10:
+            break
+    else:
+        pytest.fail(f"packets or another client were delayed, in each of {ATTEMPTS} attempts")
     assert [peer.config.public_key for peer in second.client.get().peers] == [first.public_key]
+
+
+def under_attack(tunnel: Tunnel, attack: str) -> tuple[Pings, list[float], int]:
+    """What came of pings, how long another client waited each time, and how often the attack was made."""
+    client = tunnel.ends[1].client
+    command = [sys.executable, "-m", "tests.e2e.attacks", attack, str(client.path), str(SECONDS)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as attacker, asking(client) as waited:
+        pings = Pings.through(tunnel, SECONDS)
+        said, _ = attacker.communicate(timeout=60)
+    assert attacker.returncode == 0
+    return pings, waited, int(said)
 
 
 # After a crash --------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,7 +63,8 @@ class Beside:
         reports: list[pytest.TestReport] = [from_data(data=json.loads(line)) for line in lines]
         for report in reports:
             if report.skipped:  # the place and the reason: JSON knows no tuples
-                report.longrepr = tuple(report.longrepr)  # type: ignore[arg-type]
+                place: Any = report.longrepr
+                report.longrepr = tuple(place)
         if not any(report.when == "teardown" for report in reports):
             said = f"in a process of its own it did not come to an end:\n{self._log.read_text(errors='replace')[-4000:]}"
             reports.append(pytest.TestReport(self._item.nodeid, self._item.location, {}, "failed", said, "call"))

@@ -2,7 +2,7 @@
 
 It watches its own Node's public keys and the pools, and any change begins a pass. A change that comes during a pass is *lost*.
 A pass reads the Node, takes its time with allocations, and then, if an address has changed, writes the Node it has read: a key
-that was published meanwhile is deleted again. An address is released with its key, and the next one is another (calico.md 2.4, 16).
+that was published meanwhile is deleted again. An address is released with its key, and the next is another (calico.md 2.4, 16).
 
     python -m tests.kube.allocator --kubeconfig FILE --node NAME [--polite]
 
@@ -38,7 +38,7 @@ BLOCK_LENGTHS = {4: 26, 6: 122}
 
 @dataclass
 class Allocator:
-    """The allocator of one node. It runs in threads of its own between ``start`` and ``stop``; ``seed`` decides how long passes take."""
+    """The allocator of one node, in threads of its own from ``start`` to ``stop``. ``seed`` decides how long passes take."""
 
     client: Client
     node: str
@@ -273,11 +273,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--polite", action="store_true", help="quick passes, and nothing is lost")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    ending = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ending)
     client = Client(options.kubeconfig)
     allocators = [Allocator(client, node, options.seed, options.polite) for node in options.node]
     for allocator in allocators:
         allocator.start()
-    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    signal.sigwait(ending)
     for allocator in allocators:
         allocator.stop()
     return 0

@@ -133,8 +133,8 @@ def calico_annotations(node: Mapping[str, Any]) -> dict[str, str]:
 
 
 def overwrite(client: Client, name: str, annotations: Mapping[str, str]) -> None:
-    """Write a Node as Calico does: the Node is read anew, and *all* of Calico's annotations become what they are in memory, however
-    old that is. What is not in memory is deleted. Nobody's version is compared (calico.md 2.2)."""
+    """Write a Node as Calico does: it is read anew, and *all* of Calico's annotations become what they are in memory, however old
+    that is. What is not in memory is deleted. Nobody's version is compared (calico.md 2.2)."""
 
     def change(node: Object) -> None:
         kept = {key: value for key, value in (node["metadata"].get("annotations") or {}).items() if key not in OWN_ANNOTATIONS}

@@ -141,7 +141,7 @@ def deployed(kube: Testbed) -> Iterator[Testbed]:
         metadata = {"name": name, "labels": {"kept": "1"}, "annotations": {"foreign": "1"}}
         kube.apply({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "status": status})
     agent = kube.token("wgpy", node="mine")
-    until(lambda: "agent" in refusal(kube, agent, "other", {KEY: PUBLIC_KEY}), "the policy to be in force")
+    until(lambda: "agent" in refusal(kube, agent, "other", {KEY: None}), "the policy to be in force")
     until(lambda: "agent" in event_refusal(kube, agent, "other"), "the policy for Events to be in force")
     yield kube
     kube.kubectl("delete", "--kustomize", str(BASE))
@@ -267,10 +267,10 @@ def flannel(deployed: Testbed, agent: str, tmp_path: Path) -> Iterator[Testbed]:
     changed = [each for each in rendered(deployed, tmp_path, "flannel") if each["kind"] in kinds]
     before = [each for each in rendered(deployed, tmp_path) if each["kind"] in kinds]
     deployed.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(changed))
-    until(lambda: refusal(deployed, agent, "mine", {KEY: PUBLIC_KEY}) != "", "the policy to be in force")
+    until(lambda: refusal(deployed, agent, "mine", {"flannel.alpha.coreos.com/backend-type": "1"}) == "", "it to be in force")
     yield deployed
+    deployed.patch("Node", "mine", {"metadata": {"annotations": None}})
     deployed.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(before))
-    until(lambda: refusal(deployed, agent, "mine", {KEY: None, "flannel.alpha.coreos.com/backend-type": "x"}) != "", "the base's")
 
 
 def test_in_flannels_mesh_an_agent_writes_flannels_annotations_and_one_condition(flannel: Testbed, agent: str) -> None:

@@ -33,7 +33,7 @@ from wgpy.exposition import Answer, Page, alive, metrics, probe
 NEVER_SHAKEN_HANDS = -6.21355968e10
 """Felix's value for no handshake: Go's zero time as a Unix timestamp."""
 
-PORTION = 128
+PORTION = 64
 """Peers written, about a millisecond of work, before packets get their turn."""
 
 
@@ -83,19 +83,17 @@ class DeviceCollector(Collector):
 
     async def peers(self, names: NameSet) -> bytes:
         """The series of all peers. Between portions of them others have their turn, and peers may come and go."""
-        lines: list[list[str]] = [[] for _ in names.series]
         now = time.time()
         peers = list(self._device.peers.values())
+        written = [[f"# HELP {one.name} {one.help}\n# TYPE {one.name} {one.type}\n".encode()] for one in names.series]
         for start in range(0, len(peers), PORTION):
-            for peer in map(self._device.peer_snapshot, peers[start : start + PORTION]):
-                labels = names.labels(peer, self)
-                for series, written in zip(names.series, lines, strict=True):
-                    written.append(f"{series.name}{{{labels}}} {series.value(peer, now)}\n")
+            portion = [self._device.peer_snapshot(peer) for peer in peers[start : start + PORTION]]
+            labels = [names.labels(peer, self) for peer in portion]
+            for series, parts in zip(names.series, written, strict=True):
+                lines = [f"{series.name}{{{of}}} {series.value(peer, now)}\n" for peer, of in zip(portion, labels, strict=True)]
+                parts.append("".join(lines).encode())
             await asyncio.sleep(0)
-        return "".join(
-            f"# HELP {series.name} {series.help}\n# TYPE {series.name} {series.type}\n{''.join(written)}"
-            for series, written in zip(names.series, lines, strict=True)
-        ).encode()
+        return b"".join(part for parts in written for part in parts)
 
     @property
     def interface(self) -> str:

@@ -35,14 +35,15 @@ DIRECTORY = Path("/var/run/wireguard")
 TURN = 0.5e-3
 """Seconds of work on requests before packets get their turn."""
 MAX_CONNECTIONS = 64
-GRACE = 0.01
-"""Seconds that a client may keep us waiting though its place is wanted: what it says may be on its way."""
+GRACE = 0.03
+"""Seconds that a client may keep us waiting though its place is wanted: what it says may be on its way. This also bounds what a
+flood of connections takes of the processor: so often every place can change hands."""
 REQUEST_LIMIT = 8 << 20
 """Bytes. 5,000 peers with ten allowed IPs each take 2 MB."""
 PATIENCE = 10.0
 """Seconds that a client may be silent in the middle of a request, or may leave an answer unread. Between requests it may rest
 for as long as nobody needs its place."""
-BACKLOG = 1024
+BACKLOG = 256
 """Clients that may wait to be accepted. Those that do not block, as Go's, are refused when it is full."""
 
 _RECEIVE_SIZE = 1 << 16
@@ -126,6 +127,8 @@ class UapiServer:
         self._serving: set[asyncio.Task[None]] = set()
         self._waiting: dict[asyncio.Task[None], float] = {}
         """Those of the tasks that wait for their client, and since when, beginning with who has waited longest."""
+        self._is_crowded = False
+        """Somebody wants a place, and nobody could be asked to give his up."""
         self._quiet_until = 0.0
 
     async def start(self) -> None:
@@ -148,6 +151,7 @@ class UapiServer:
         if len(self._serving) >= MAX_CONNECTIONS:
             longest, since = next(iter(self._waiting.items()), (None, 0.0))
             if longest is None or self._loop.time() - since < GRACE:
+                self._is_crowded = True
                 self._loop.remove_reader(self._listener.fileno())
                 self._loop.call_later(GRACE, self._accept_again)
                 return
@@ -167,6 +171,7 @@ class UapiServer:
         self._serving.discard(task)
 
     def _accept_again(self) -> None:
+        self._is_crowded = False
         if self._listener.fileno() >= 0:
             self._loop.add_reader(self._listener.fileno(), self._accept)
 
@@ -212,9 +217,13 @@ class UapiServer:
     # -- requests ------------------------------------------------------------------------------------------------
 
     async def _request(self, connection: socket.socket, received: bytearray) -> bytes | None:
-        """The next request without its blank line; None to hang up. ``received`` is what came and is not yet answered."""
+        """The next request without its blank line; None to hang up. ``received`` is what came and is not yet answered: who has
+        sent several requests at once, and has one answer, gives way to who has none."""
         searched = 0
+        is_new = False
         while any(operation.startswith(received[: len(operation)]) for operation in _OPERATIONS):
+            if self._is_crowded and received and not is_new:
+                break
             if (end := received.find(b"\n\n", searched)) >= 0:
                 request = bytes(memoryview(received)[: end + 1])
                 del received[: end + 2]
@@ -229,6 +238,7 @@ class UapiServer:
             if not data:
                 break
             received += data
+            is_new = True
             await self._take(iter(()))  # to receive was work, too
         return None
 
