@@ -13,12 +13,13 @@ back: packets flow on without an agent. Leaving the mesh is a thing of its own (
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from controller.dataplane import DataPlaneError
 from controller.findings import Finding, findings
@@ -47,6 +48,9 @@ SETTLE_SECONDS = 0.02
 LONGEST_SETTLE_SECONDS = 2.0
 """How long to wait after waking for what else may come: changes rarely come alone. After a long pass it is longer, until the rest
 was half as long as the pass, so that in a large and lively cluster the agent takes two thirds of a core at most."""
+
+LONGEST_SILENCE_SECONDS = 5.0
+"""How long, while one change follows the other, a pass may end without a report."""
 
 LIST_SECONDS = 5.0
 """How long a start waits for the source before it goes by the objects it remembers. Strict mode does not wait."""
@@ -125,6 +129,14 @@ class Options:
     is_strict: bool = False
 
 
+class Duties(Protocol):
+    """What a mesh wants done on its nodes besides."""
+
+    async def perform(self, cluster: Cluster, mtu: int) -> None:
+        """After each pass that has published a key. ``mtu`` is the smallest of our interfaces'. Never raises."""
+        ...
+
+
 class Agent:
     """The agent of the node ``node``. Its instances are used from a thread of its own."""
 
@@ -136,6 +148,7 @@ class Agent:
         instances: Sequence[Instance],
         files: StateFiles,
         options: Options = Options(),
+        duties: Duties | None = None,
     ) -> None:
         self._source = source
         self._mesh = mesh
@@ -143,6 +156,7 @@ class Agent:
         self._members = [_Member(instance) for instance in instances]
         self._files = files
         self._options = options
+        self._duties = duties
         self._wake = asyncio.Event()
         self._taken = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="instances")
@@ -151,6 +165,7 @@ class Agent:
         """The objects are the source's, not the remembered ones: what is written there may depend on them."""
         self._cluster: Cluster | None = None
         self._malformed: list[Finding] = []
+        self._concluded_at = -math.inf
         self._reporter = Reporter(source, mesh.name, node, files, options.is_strict)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -333,8 +348,16 @@ class Agent:
         for member in self._members:
             if member.report is not None and member.failure is None:
                 await self._attempt(member, pauses, self._publish(member, cluster, member.report, pauses))
+        mtus = [
+            member.report.mtu for member in self._members if member.report and member.report.can_receive and member.report.mtu
+        ]
+        if self._duties is not None and mtus:
+            await self._duties.perform(cluster, min(mtus))
         await self._keep_guard()
-        await self._conclude(cluster, time.monotonic() - began)
+        # What has come meanwhile goes first, if the last report is not old.
+        if not self._wake.is_set() or time.monotonic() > self._concluded_at + LONGEST_SILENCE_SECONDS:
+            await self._conclude(cluster, time.monotonic() - began)
+            self._concluded_at = time.monotonic()
         return max(min(pauses), 0.0)
 
     def _resync_seconds(self, cluster: Cluster) -> float:

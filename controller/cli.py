@@ -20,6 +20,7 @@ from controller.dataplane import Spawner
 from controller.desired import DEFAULT_NUMBERS, Numbers
 from controller.directory import POLL_SECONDS, DirectorySource
 from controller.external import ExternalPeers, ExternalPeersError
+from controller.flanneld import Flanneld
 from controller.instance import Instance
 from controller.mesh import Kind, Mesh
 from controller.mesh_table import Pods, add_arguments, pods_by_node, show
@@ -135,7 +136,8 @@ async def _agent(options: argparse.Namespace, around: _Surroundings) -> None:
     spawner = Spawner(options.data_plane, options.state) if options.spawn else None
     behaviour = Options(options.resync, remembers=options.directory is None, is_strict=options.strict)
     instances = _instances(options, around, spawner)
-    agent = Agent(around.source, around.mesh, options.node, instances, around.files, behaviour)
+    duties = Flanneld(around.source, around.mesh.net_conf, options.node) if isinstance(around.mesh, Flannel) else None
+    agent = Agent(around.source, around.mesh, options.node, instances, around.files, behaviour, duties)
     async with _pages(options.metrics, agent):
         await agent.run(stop)
 

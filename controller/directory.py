@@ -326,6 +326,9 @@ class DirectorySource:
     async def tell(self, node: str, event: Event) -> None:
         """There are no Events in a directory; the agent's log has them, too."""
 
+    async def merge_status(self, node: str, patch: Manifest) -> None:
+        """Nobody schedules by what stands in a directory."""
+
     def health(self) -> Health:
         return Health(self._directory.is_readable, time.time())
 

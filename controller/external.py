@@ -1,7 +1,7 @@
 """External peers: WireGuard peers that are no nodes of the cluster, from a file that an operator keeps (a mounted Secret, say).
 
-The file is one of ``wg(8)`` with ``[Peer]`` sections only. It is looked at on every pass, so a changed one counts from the next resync on;
-one that has gone bad while we look on counts as what it held when it was last good.
+The file is one of ``wg(8)`` with ``[Peer]`` sections only. It is looked at on every pass, so a changed one counts from the next
+resync on; one that has gone bad while we look on counts as what it held when it was last good.
 """
 
 import logging

@@ -35,8 +35,8 @@ class Event(NamedTuple):
 
 
 class Health(NamedTuple):
-    """How a source is. ``heard_at`` (seconds since 1970) is when it last said anything; ``failure`` is why it is not in sync now, in
-    one line. ``lists`` and ``errors`` count from the start."""
+    """How a source is. ``heard_at`` (seconds since 1970) is when it last said anything; ``failure`` is why it is not in sync now,
+    in one line. ``lists`` and ``errors`` count from the start."""
 
     is_synced: bool
     heard_at: float | None = None
@@ -76,6 +76,10 @@ class Source(Protocol):
     async def tell(self, node: str, event: "Event") -> None:
         """Make an Event on the Node, where a source has such a thing. The same one told again is counted, not repeated.
         Raises SourceError."""
+        ...
+
+    async def merge_status(self, node: str, patch: Manifest) -> None:
+        """Apply a strategic merge patch to a Node's status, where a source has such a thing. Raises SourceError."""
         ...
 
     def health(self) -> Health:

@@ -1,7 +1,7 @@
 """What becomes of what the agent tells: a new Event, one more in a series, or nothing. Pure: ``now`` is an argument.
 
-An Event (``events.k8s.io/v1``) is created once. When the same is told again, its series is counted up, at most once a minute, by all
-that was told in between. An agent that has much to say says ten things, and then one in half a minute: etcd has to keep them.
+An Event (``events.k8s.io/v1``) is created once. When the same is told again, its series is counted up, at most once a minute, by
+all that was told in between. An agent that has much to say says ten things, and then one in half a minute: etcd has to keep them.
 """
 
 from collections.abc import Mapping

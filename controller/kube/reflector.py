@@ -10,7 +10,7 @@ at the latest that what we know is what is, for the price of one small request.
 
 **Listing again** without need guards against what that does not prove: an API server restored from a backup, or a mistake in its
 cache or in here. It is done every 90 s where it is cheap. One round costs the API server the size of the list times the number of
-nodes, so the pause grows by the square of the size: 90 s up to 2 MB (140 Nodes of 14 KB), an hour for 1,000 Nodes, a day for 5,000.
+nodes, so the pause grows by the square of the size: 90 s up to 2 MB (140 Nodes of 14 KB), an hour at 1,000 Nodes, a day at 5,000.
 
 **What goes wrong** leaves what is known as it is, and is tried again, ever more slowly. A kind that is not served is *absent*:
 no failure, but a state with no objects. A kind that was there and vanishes is believed to be gone only after a while, since an
@@ -167,12 +167,14 @@ class Reflector:
             self._notify()
 
     async def _sleep(self, seconds: float) -> None:
+        self._hurry.clear()
         if seconds > 0:
             try:
-                await asyncio.wait_for(self._hurry.wait(), seconds)
+                # Not asyncio.wait_for: before Python 3.12 a cancellation can get lost in it.
+                async with asyncio.timeout(seconds):
+                    await self._hurry.wait()
             except TimeoutError:
                 pass
-        self._hurry.clear()
 
     # Which version of the API
 
@@ -217,10 +219,19 @@ class Reflector:
     async def _list(self) -> None:
         """All objects, in the place of those that were known. Raises SourceError."""
         try:
-            await (self._list_as_watch() if self._streams else self._list_in_pages())
-        except (SourceUnavailable, Refused) as error:
-            if not isinstance(error, Refused) or error.status in (400, 422):
-                self._streams = not self._streams  # the other way may be one that this server knows
+            if self._streams:
+                return await self._list_as_watch()
+        except Refused as error:
+            if error.status not in (400, 422):
+                raise
+            self._streams = False  # this server does not know what we ask for
+        except SourceUnavailable:
+            self._streams = False  # or says that it does, and does not
+            raise
+        try:
+            await self._list_in_pages()
+        except SourceUnavailable:
+            self._streams = True
             raise
 
     async def _list_as_watch(self) -> None:

@@ -1,7 +1,7 @@
 """A :class:`controller.source.Source` of an API server: one reflector for each kind of the mesh, and what a node writes.
 
 The newest state is handed over, and only a whole one: as long as one kind has not been listed yet, nothing is. After that,
-whatever happens to the API server or to the way there, what is known stays, and :meth:`KubernetesSource.health` says how old it is.
+whatever happens to the API server or to the way there, what is known stays, and :meth:`KubernetesSource.health` tells its age.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from controller.kube.connection import Connection, Refused
 from controller.kube.events import NAMESPACE, Events, manifest, series
 from controller.kube.reflector import Counts, Reflector
 from controller.mesh import Mesh
-from controller.source import Event, Health, Objects, Ref, SourceError, SourceUnavailable
+from controller.source import Event, Health, Manifest, Objects, Ref, SourceError, SourceUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ PATCH_ATTEMPTS = 5
 PATCH_PAUSE_SECONDS = 0.05
 
 MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_MERGE_PATCH = "application/strategic-merge-patch+json"
 EVENTS_PATH = f"/apis/events.k8s.io/v1/namespaces/{NAMESPACE}/events"
 
 
@@ -52,7 +53,7 @@ class KubernetesSource:
         return {name: reflector.counts for name, reflector in self._reflectors.items()}
 
     def health(self) -> Health:
-        """In sync is: every kind is followed, and none has failed since. At rest the API server says something each minute or so."""
+        """In sync: every kind is followed, and none has failed since. At rest the API server says something each minute or so."""
         reflectors, is_current = self._reflectors.values(), self._is_current()
         failures = (str(each.failure) for each in reflectors if each.failure is not None)
         return Health(
@@ -180,6 +181,9 @@ class KubernetesSource:
                     raise
             await asyncio.sleep(PATCH_PAUSE_SECONDS * attempt)
 
+    async def merge_status(self, node: str, patch: Manifest) -> None:
+        await self._patch(f"nodes/status of {node}", f"/api/v1/nodes/{node}/status", patch, STRATEGIC_MERGE_PATCH)
+
     async def tell(self, node: str, event: Event) -> None:
         name = f"{node[:200]}.{secrets.token_hex(8)}"
         write = self._events.tell(node, event, name, time.monotonic())
@@ -205,8 +209,8 @@ class KubernetesSource:
             if error.status != 409:  # there already: the first attempt has come through, and only its answer was lost
                 raise
 
-    async def _patch(self, resource: str, path: str, body: Mapping[str, object]) -> None:
-        await self._connection.request("patch", resource, path, method="PATCH", body=body, content_type=MERGE_PATCH)
+    async def _patch(self, resource: str, path: str, body: Mapping[str, object], content_type: str = MERGE_PATCH) -> None:
+        await self._connection.request("patch", resource, path, method="PATCH", body=body, content_type=content_type)
 
 
 def _again(error: SourceError) -> SourceError:

@@ -194,7 +194,7 @@ class Flannel:
 
     def __init__(self, net_conf: NetConf, prefix: str = PREFIX) -> None:
         prefix = _full_prefix(prefix)
-        self._net_conf = net_conf
+        self.net_conf = net_conf
         self._managed = f"{prefix}kube-subnet-manager"
         self._backend_type = f"{prefix}backend-type"
         self._names = {
@@ -225,8 +225,8 @@ class Flannel:
             nodes={ref.name: one.node for ref, one in known.items()},
             blocks=tuple(block for one in known.values() for block in one.blocks),
             pools=tuple(
-                Pool(conf.network, self._net_conf.subnet_length, allows_tunnels=False, nat_outgoing=True)
-                for conf in self._net_conf.families.values()
+                Pool(conf.network, self.net_conf.subnet_length, allows_tunnels=False, nat_outgoing=True)
+                for conf in self.net_conf.families.values()
             ),
         )
         return Observation(cluster, tuple(problem for one in known.values() for problem in one.problems))
@@ -234,7 +234,7 @@ class Flannel:
     def announcement(self, family: Family, public_key: bytes, objects: Objects, node_name: str) -> Mapping[str, str | None]:
         reader = _reader(objects, node_name)
         address = self._address(reader, family, status_addresses(reader), is_own=True)
-        data = {"PublicKey": format_key(public_key), "Port": self._net_conf.families[family].port}
+        data = {"PublicKey": format_key(public_key), "Port": self.net_conf.families[family].port}
         names = self._names[family]
         return {
             self._managed: "true",
@@ -260,10 +260,10 @@ class Flannel:
         versions = {block.cidr.version for block in own_blocks}
         felix = FelixConfiguration()
         ipv4, ipv6 = (self._wireguard(family, felix.of(family), family.value in versions) for family in Family)
-        return replace(felix, ipv4=ipv4, ipv6=ipv6, keepalive=self._net_conf.keepalive)
+        return replace(felix, ipv4=ipv4, ipv6=ipv6, keepalive=self.net_conf.keepalive)
 
     def _wireguard(self, family: Family, base: WireguardConfiguration, has_range: bool) -> WireguardConfiguration:
-        conf = self._net_conf.families.get(family)
+        conf = self.net_conf.families.get(family)
         if conf is None:
             return replace(base, enabled=False, interface=_INTERFACES[family])
         return replace(base, enabled=has_range, port=conf.port, mtu=conf.mtu, interface=_INTERFACES[family])
@@ -318,12 +318,12 @@ class Flannel:
     def _is_announced(self, reader: Reader, family: Family, data: BackendData, address: Address | None) -> bool:
         """Whether others find us by what we have published. A key at the wrong endpoint counts as none, and is
         published anew."""
-        conf = self._net_conf.families.get(family)
+        conf = self.net_conf.families.get(family)
         says = reader.annotation(self._names[family].public_ip)
         return conf is not None and data.port == conf.port and address is not None and says == str(address)
 
     def _check_ranges(self, reader: Reader, cidrs: list[Prefix]) -> None:
-        for family, conf in self._net_conf.families.items():
+        for family, conf in self.net_conf.families.items():
             own = [cidr for cidr in cidrs if cidr.version == family.value]
             if not own:
                 reader.problem(("spec", "podCIDRs"), f"no {family} range: kube-controller-manager needs --allocate-node-cidrs")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,9 +82,9 @@ class Bench:
     # The cluster
 
     def put(self, *manifests: Manifest) -> None:
-        self.objects |= dict(objects(*manifests))
+        self.objects |= {Ref(manifest["kind"], manifest["metadata"]["name"]): manifest for manifest in manifests}
 
-    def felix(self, is_on: bool = True, **spec: object) -> None:
+    def felix(self, is_on: bool = True, **spec: Any) -> None:
         enabled = {f"wireguardEnabled{SUFFIX[family]}": is_on for family in self.families}
         self.put(felix(**(enabled | spec)))
 
@@ -613,7 +614,8 @@ def test_what_is_left_from_before_goes_when_it_is_off(three: Bench) -> None:
             assert len(three.plan(family)) <= len(steps) - place
         found = three.found[family]
         assert device is not None and found.device is not None
-        assert (found.link and found.link.is_up, found.addresses, found.routes, found.rules) == (False, set(), set(), set())
+        assert found.link is not None and not found.link.is_up
+        assert not (found.addresses or found.routes or found.rules)
         assert found.device.private_key == NO_KEY and found.device.peers == ()
 
 

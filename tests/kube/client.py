@@ -56,7 +56,7 @@ class Client:
         token = user.get("token") or Path(user["tokenFile"]).read_text()
         self._url = cluster["server"]
         self._headers = {"Authorization": f"Bearer {token.strip()}", "Content-Type": "application/json"}
-        self._pool = urllib3.PoolManager(ca_certs=cluster["certificate-authority"], maxsize=8, retries=False)
+        self._pool = urllib3.PoolManager(ca_certs=cluster["certificate-authority"], maxsize=64, retries=False)
 
     def request(self, method: str, path: str, body: Object | None = None) -> Any:
         """One request, and its answer. Raises Refused, urllib3's HTTPError."""

@@ -141,10 +141,12 @@ class KubeLab(Lab):
             agent.wait(10)
 
     def kill_data_plane(self, number: int, name: str = "wgpy run") -> None:
-        for pid in self.nodes[number].processes(name):
+        """End what carries packets of a node, and see it gone. An agent will have started another by then."""
+        found = self.nodes[number].processes(name)
+        for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.until(lambda: not self.nodes[number].processes(name), f"{name} to be gone")
+        self.until(lambda: not set(found) & set(self.nodes[number].processes(name)), f"{name} to be gone")
 
     # The cluster
 

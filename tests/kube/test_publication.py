@@ -46,7 +46,7 @@ class Publisher:
     nodes: Sequence[str]
     families: Sequence[Family]
     writes: int = 0
-    careless: bool = False
+    is_careless: threading.Event = field(default_factory=threading.Event)
     _publications: dict[tuple[str, Family], Publication] = field(default_factory=dict)
 
     async def run(self, stop: threading.Event) -> None:
@@ -76,7 +76,7 @@ class Publisher:
             has_address = own.interface_address is not None
             now = time.monotonic()
             action = publication.decide(own.public_key, OWN[family], has_address, now, expected, other)
-            if self.careless:
+            if self.is_careless.is_set():
                 action = Action.KEEP if own.public_key == OWN[family] else Action.PUBLISH
             if action is not Action.KEEP:
                 annotations[KEYS[family.value]] = format_key(OWN[family]) if action is Action.PUBLISH else None
@@ -142,7 +142,7 @@ def cluster_of(kube: Testbed, nodes: Sequence[str], families: Sequence[Family]) 
 def replay(kube: Testbed, families: Sequence[Family], nodes: int, rounds: int, careless: bool = False) -> list[float]:
     """Restart Felix on each of so many nodes so many times. Seconds, each, until keys and addresses were there to stay."""
     names = [f"publication-{number}" for number in range(nodes)]
-    stop, found = threading.Event(), []
+    stop, found, is_careless = threading.Event(), [], threading.Event()
     rng = random.Random(16)
     with cluster_of(kube, names, families) as client, ThreadPoolExecutor(nodes + 1) as threads:
         records = Records(families)
@@ -151,8 +151,10 @@ def replay(kube: Testbed, families: Sequence[Family], nodes: int, rounds: int, c
             allocator.start()
         try:
             threading.Thread(target=records.follow, args=(client, stop), daemon=True).start()  # a watch ends with its server
-            publishing = threads.submit(asyncio.run, publish(kube, names, families, stop, careless))
+            publishing = threads.submit(asyncio.run, publish(kube, names, families, stop, is_careless))
             wait_until_whole(records, names)
+            if careless:
+                is_careless.set()
             for _ in range(rounds):
                 time.sleep(SETTLE_SECONDS)
                 found += replay_once(client, records, names, threads, rng)
@@ -170,11 +172,13 @@ def replay(kube: Testbed, families: Sequence[Family], nodes: int, rounds: int, c
     return found
 
 
-async def publish(kube: Testbed, names: Sequence[str], families: Sequence[Family], stop: threading.Event, careless: bool) -> None:
+async def publish(
+    kube: Testbed, names: Sequence[str], families: Sequence[Family], stop: threading.Event, is_careless: threading.Event
+) -> None:
     mesh = Calico()
     source = KubernetesSource(mesh, kube.kubeconfig)
     try:
-        await Publisher(source, mesh, names, families, careless=careless).run(stop)
+        await Publisher(source, mesh, names, families, is_careless=is_careless).run(stop)
     finally:
         await source.close()
 

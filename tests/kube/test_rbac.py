@@ -71,7 +71,7 @@ def bare(need_kube: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield kube
 
 
-@pytest.fixture(scope="module", params=CALICO_GROUPS)
+@pytest.fixture(scope="module", params=CALICO_GROUPS, ids=str)
 def group(bare: Testbed, request: pytest.FixtureRequest) -> Iterator[str]:
     """The one group that Calico's kinds are served in."""
     bare.install_calico_crds(request.param)
@@ -130,12 +130,12 @@ async def test_what_is_shipped_is_enough(bare: Testbed, group: str, token: str) 
     assert await complaint(bare.kubeconfig_for(token)) == ""
 
 
-@pytest.mark.parametrize("right", RIGHTS, ids=str)
+@pytest.mark.parametrize(
+    ("group", "right"),
+    [pytest.param(NATIVE if right.is_native else CLASSIC, right, id=str(right)) for right in RIGHTS],
+    indirect=["group"],
+)
 async def test_without_one_right_the_source_says_which_is_missing(bare: Testbed, group: str, token: str, right: Right) -> None:
-    if right.group in ("", "events.k8s.io"):
-        is_needed = group == CLASSIC  # and in the other no less: once is enough
-    else:
-        is_needed = right.is_native == (group == NATIVE)
     bare.apply(without(right))
     try:
         until(lambda: not may(bare, token, right), f"{right} to be gone")
@@ -145,12 +145,9 @@ async def test_without_one_right_the_source_says_which_is_missing(bare: Testbed,
         bare.apply(SHIPPED[right.manifest])
         until(lambda: may(bare, token, right), f"{right} to be back")
 
-    if is_needed:
-        resource = f"{right.resource}.{right.group}" if right.resource == "events" else right.resource
-        assert said.startswith(f"may not {right.verb} {resource}") and "403" in said and "RBAC" in said
-        assert "\n" not in said
-    elif right.group in ("crd.projectcalico.org", "projectcalico.org"):
-        assert said == "", "a cluster without this group does not need it"
+    resource = f"{right.resource}.{right.group}" if right.resource == "events" else right.resource
+    assert said.startswith(f"may not {right.verb} {resource}") and "403" in said and "RBAC" in said
+    assert "\n" not in said
 
 
 def test_a_right_that_is_taken_away_is_one_that_was_shipped() -> None:

@@ -241,7 +241,9 @@ def test_a_trimmed_object_says_the_same(data: st.DataObject) -> None:
 
 
 affinities = st.none() | st.sampled_from(["host:n1", "host:n2", "host:", "virtual:load-balancer", "", 7])
-attributes = st.sampled_from([{"secondary": {"node": "n1"}}, {"secondary": {"node": "n2"}}, {"secondary": {}}, {}, None, 5])
+attributes: st.SearchStrategy[Any] = st.sampled_from(
+    [{"secondary": {"node": "n1"}}, {"secondary": {"node": "n2"}}, {"secondary": {}}, {}, None, 5]
+)
 specs = st.fixed_dictionaries(
     {"cidr": st.sampled_from(["10.9.0.0/30", "10.9.0.0/29"])},
     optional={
