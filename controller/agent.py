@@ -16,7 +16,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
@@ -358,6 +358,7 @@ class Agent:
         if not self._wake.is_set() or time.monotonic() > self._concluded_at + LONGEST_SILENCE_SECONDS:
             await self._conclude(cluster, time.monotonic() - began)
             self._concluded_at = time.monotonic()
+            pauses.append(self._reporter.unsettled_seconds + 0.05)
         return max(min(pauses), 0.0)
 
     def _resync_seconds(self, cluster: Cluster) -> float:
@@ -452,10 +453,15 @@ class Agent:
             family = member.instance.family
             seen[family] = await self._in_thread(member.seen, cluster)
             facts[family] = await self._in_thread(member.instance.facts, cluster)
-        found = [*self._malformed, *findings(cluster, self._node, facts)]
+        found = [*findings(cluster, self._node, facts), *self._of_external_peers()]
         is_success = all(member.failure is None for member in self._members)
-        await self._in_thread(self._reporter.conclude, cluster, seen, found, seconds, is_success)
+        await self._in_thread(self._reporter.conclude, cluster, seen, self._malformed, found, seconds, is_success)
         self._reporter.wake()
+
+    def _of_external_peers(self) -> Iterator[Finding]:
+        for member in self._members:
+            for number, line in enumerate(member.instance.external_refusals, start=1):
+                yield Finding("ExternalPeerRefused", f"{member.instance.family} external peers, {number}", line)
 
     async def status(self) -> AgentStatus | None:
         """The status of the last pass, with counters as they are on the devices now; None before the first."""

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from controller.directory import POLL_SECONDS, Directory
-from controller.meshes.calico import ANNOTATIONS, API_VERSIONS, HOST_AFFINITY_PREFIX, IPAM_BLOCK, NODE, observe
+from controller.meshes.calico import ANNOTATIONS, API_VERSIONS, HOST_AFFINITY_PREFIX, IPAM_BLOCK, observe
+from controller.meshes.nodes import NODE
 from controller.model import Address, Cluster, Family, Node, Pool
 from controller.source import Manifest, Objects, Ref, SourceError
 from wgpy.config import Prefix

@@ -85,6 +85,12 @@ def agent(arguments: list[str]) -> int:
     parser.add_argument(
         "--metrics", type=_address, metavar="ADDRESS:PORT", help="serve /metrics, /healthz and /readyz there (default: nowhere)"
     )
+    parser.add_argument(
+        "--strict",
+        action=argparse.BooleanOptionalAction,
+        default=os.environ.get("WGPY_STRICT", "").lower() in ("1", "true", "yes"),
+        help="refuse what ought to be encrypted and cannot be, instead of letting it pass in clear (default: $WGPY_STRICT)",
+    )
     options = parser.parse_args(arguments)
     if options.data_plane is not None and not options.spawn:
         parser.error("--data-plane goes with --spawn")
@@ -94,6 +100,7 @@ def agent(arguments: list[str]) -> int:
 def leave(arguments: list[str]) -> int:
     """take this node out of the mesh: withdraw its keys, wait until no peer uses them, take the interfaces down"""
     options = _acting_parser("leave", leave).parse_args(arguments)
+    options.strict = False  # who leaves wants no part of it
     return _run("leave", options, _leave)
 
 
@@ -287,12 +294,6 @@ def _parser(verb: str, function: Callable[[list[str]], int]) -> _Parser:
 def _acting_parser(verb: str, function: Callable[[list[str]], int]) -> _Parser:
     """What a verb knows besides that changes something on this host."""
     parser = _parser(verb, function)
-    parser.add_argument(
-        "--strict",
-        action=argparse.BooleanOptionalAction,
-        default=os.environ.get("WGPY_STRICT", "").lower() in ("1", "true", "yes"),
-        help="refuse what ought to be encrypted and cannot be, instead of letting it pass in clear (default: $WGPY_STRICT)",
-    )
     parser.add_argument(
         "--external-peers", type=Path, metavar="FILE", help="peers that are no nodes: [Peer] sections as in wg(8)'s files"
     )

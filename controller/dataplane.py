@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from controller.netlink import Kernel
-from wgpy.client import Client, ClientError
+from wgpy.client import Client, ClientError, clear_abandoned
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,7 @@ class Spawner:
             pass
         if started.made_link:
             kernel.delete_link(interface)
+        clear_abandoned()
 
     def discard(self, interface: str, kernel: Kernel) -> None:
         """End the data plane of an interface that is no longer ours, by removing the interface."""

@@ -17,10 +17,12 @@ from controller.desired import (
     Identity,
     Numbers,
     Policy,
+    admit_external,
     degraded_state,
     desired_state,
     disabled_state,
     keep_roamed,
+    prefix_owners,
 )
 from controller.external import ExternalPeers
 from controller.findings import FELIX_LINK_KIND, Facts
@@ -32,7 +34,7 @@ from controller.plan import plan
 from controller.state import Device, Guard, Link, State
 from controller.statefiles import Assigned, StateFiles, public_key
 from controller.status import Seen
-from wgpy.client import Client, ClientError
+from wgpy.client import Client, ClientError, clear_abandoned
 from wgpy.config import NO_KEY, DeviceSnapshot, Endpoint
 
 log = logging.getLogger(__name__)
@@ -88,6 +90,8 @@ class Instance:
         """Names of links whose changes matter to us."""
         self.guard = ""
         """The ruleset of strict mode that is in force, for the next boot; empty without one."""
+        self.external_refusals: tuple[str, ...] = ()
+        """What external peers do not get, and why, a line each."""
         self._node = node
         self._numbers = numbers
         self._kernel = kernel
@@ -128,6 +132,8 @@ class Instance:
         desired = self._desired(cluster, identity, place)
         old_name = assigned.interface if assigned.interface != wanted else None
         found = read_state(self._kernel, place)
+        if found.device is None:
+            clear_abandoned()  # one dead socket hides the metrics of all others from Felix (calico.md 16)
         if found.device is None and self._spawner is not None:
             if old_name is None:
                 self._degrade(place, desired, found)  # first: starting may take a while
@@ -160,7 +166,7 @@ class Instance:
         """Send in clear from now on, but go on receiving: the first half of leaving."""
         place = self._current_place(cluster)
         found = read_state(self._kernel, place)
-        self._apply(place, replace(found, rules=frozenset()), found)
+        self._apply(place, replace(found, rules=frozenset(), guard=None), found)
 
     def snapshot(self, cluster: Cluster) -> DeviceSnapshot | None:
         """The device as it is now, None if nobody answers for it."""
@@ -241,7 +247,12 @@ class Instance:
 
     def _desired(self, cluster: Cluster, identity: Identity, place: Place) -> State:
         mtu = place.underlay.mtu if place.underlay else None
-        return desired_state(cluster, self.family, identity, self._numbers, mtu, self._policy(cluster))
+        policy = self._policy(cluster)
+        self.external_refusals = ()
+        if policy.external_peers:
+            owners = prefix_owners(cluster, self.family, self._node)
+            self.external_refusals = admit_external(cluster, self.family, identity, owners, policy.external_peers).refusals
+        return desired_state(cluster, self.family, identity, self._numbers, mtu, policy)
 
     def _policy(self, cluster: Cluster) -> Policy:
         felix = cluster.felix.of(self.family).interface

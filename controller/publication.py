@@ -23,7 +23,7 @@ from math import inf
 from controller.model import Cluster, Family, NodeNetwork
 from wgpy.wgconf import format_key
 
-PASS_SECONDS = 0.6
+PASS_SECONDS = 0.55
 """How long the allocator may be busy, and deaf, after it was told that a key has changed. Measured: up to 0.4."""
 
 SETTLE_SECONDS = 0.25
@@ -38,7 +38,7 @@ ECHO_SECONDS = 0.5
 
 LONGEST_ECHO_SECONDS = 30.0
 
-ADDRESS_SECONDS = 0.75
+ADDRESS_SECONDS = 0.7
 """How long a key may go without an address before it is taken back and published anew. Twice as long after each time."""
 
 MOST_RENEWALS = 4
@@ -128,7 +128,7 @@ class Publication:
         """``stored`` is what the annotation says, ``own`` what it ought to say. ``now`` is of a monotonic clock. ``other`` is
         what the node says of itself in the other family: the allocator does both in one pass.
 
-        Both families' actions belong into one write. Whoever cannot carry one out says so with :meth:`failed`.
+        Whoever cannot carry out the action says so with :meth:`failed`.
         """
         self.wake_at = inf
         self._look(stored, has_address, other, now)

@@ -6,13 +6,14 @@ not the mesh. What is to be told to others waits in a short queue for a task of 
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import wgpy
-from controller.findings import Finding
+from controller.findings import SETTLE_SECONDS, Finding
 from controller.history import Entry, History, Kind, changes, entry
 from controller.model import Cluster, Family
 from controller.source import Event, Source, SourceError
@@ -58,7 +59,10 @@ class Reporter:
         self._history = History(files.path)
         self._status = AgentStatus(time.time(), node, mesh, wgpy.__version__, SourceStatus(source.name), is_strict)
         self._before = self._remembered()
+        self._since: dict[tuple[str, str], float] = {}
         self._told: dict[tuple[str, str], float] = {}
+        self.unsettled_seconds = math.inf
+        """When the next finding will have stood for so long that it counts, in seconds from the last pass; inf for never."""
         self._events: deque[Event] = deque(maxlen=QUEUE_LENGTH)
         self._has_events = asyncio.Event()
         self._is_new = asyncio.Event()
@@ -80,6 +84,7 @@ class Reporter:
         self,
         cluster: Cluster,
         seen: Mapping[Family, Seen],
+        malformed: Sequence[Finding],
         findings: Sequence[Finding],
         seconds: float,
         is_success: bool,
@@ -87,6 +92,7 @@ class Reporter:
         """A pass is over that took ``seconds``: take note. May be called in a thread; :meth:`wake` is to follow in the loop's."""
         now = time.time()
         before = self._before
+        findings = [*malformed, *self._settled(findings)]
         families = (
             family_status(cluster, family, self._status.node, one, before.of(family) if before else None)
             for family, one in seen.items()
@@ -131,6 +137,15 @@ class Reporter:
     def _source_status(self) -> SourceStatus:
         health = self._source.health()
         return SourceStatus(self._status.source.name, *health)
+
+    def _settled(self, findings: Sequence[Finding]) -> list[Finding]:
+        """Those that have stood for a while: a cluster that changes is full of what is over in a moment."""
+        now = time.monotonic()
+        keys = [(finding.reason, finding.subject) for finding in findings]
+        self._since = {key: self._since.get(key, now) for key in keys}
+        waiting = [since + SETTLE_SECONDS - now for since in self._since.values() if now < since + SETTLE_SECONDS]
+        self.unsettled_seconds = min(waiting, default=math.inf)
+        return [finding for key, finding in zip(keys, findings) if now >= self._since[key] + SETTLE_SECONDS]
 
     def _log_findings(self, before: Iterable[Finding], after: Sequence[Finding]) -> None:
         known = {(finding.reason, finding.subject) for finding in before}

@@ -16,7 +16,7 @@ zone.
 import errno as errnos
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 
 from wgpy.config import (
     KEY_LENGTH,
@@ -36,8 +36,8 @@ from wgpy.config import (
 )
 
 NANOSECONDS = 1_000_000_000
-CHUNK_PREFIXES = 1000
-"""How many allowed IPs :func:`format_get_chunks` puts into one chunk at most."""
+CHUNK_PREFIXES = 200
+"""How many allowed IPs :func:`format_get_chunks` puts into one chunk at most: a third of a millisecond's work."""
 
 ZoneIndex = Callable[[str], int]
 
@@ -69,27 +69,49 @@ def parse_set(text: str, zone_index: ZoneIndex = no_zone) -> list[Change]:
     unless it is NO_KEY. ``zone_index`` turns the zone of a link-local endpoint into an interface index; a server passes
     ``socket.if_nametoindex``. Raises UapiError: EPROTO for a line without ``=``, EINVAL for all else.
     """
-    device: _DeviceSection | None = None
-    peers: list[_PeerSection] = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    reader = SetReader(zone_index)
+    for line in text.split("\n"):
+        if not reader.read(line):
+            break
+    return list(reader.changes())
+
+
+class SetReader:
+    """Reads the body of a set line by line, for a server with packets to move; :func:`parse_set` reads it in one go."""
+
+    def __init__(self, zone_index: ZoneIndex = no_zone) -> None:
+        self._zone_index = zone_index
+        self._number = 0
+        self._device: _DeviceSection | None = None
+        self._peers: list[_PeerSection] = []
+
+    def read(self, line: str) -> bool:
+        """Read the next line; False if it is the blank one that ends the body. Raises UapiError as :func:`parse_set` does."""
+        self._number += 1
         line = line.removesuffix("\r")
         if not line:
-            break
+            return False
         key, equals, value = line.partition("=")
         if not equals:
-            raise UapiError(errnos.EPROTO, f"line {number}: no '=' in it: write KEY=VALUE")
+            raise UapiError(errnos.EPROTO, f"line {self._number}: no '=' in it: write KEY=VALUE")
         try:
             if key == "public_key":
-                peers.append(_PeerSection(_parse_key(value)))
-            elif peers:
-                peers[-1].read(key, value, zone_index)
+                self._peers.append(_PeerSection(_parse_key(value)))
+            elif self._peers:
+                self._peers[-1].read(key, value, self._zone_index)
             else:
-                device = device or _DeviceSection()
-                device.read(key, value)
+                self._device = self._device or _DeviceSection()
+                self._device.read(key, value)
         except (ValueError, OSError) as error:
-            raise UapiError(errnos.EINVAL, f"line {number}: {_printable(key)}: {error}") from None
-    changes: list[Change] = [device.change()] if device else []
-    return changes + [peer.change() for peer in peers]
+            raise UapiError(errnos.EINVAL, f"line {self._number}: {_printable(key)}: {error}") from None
+        return True
+
+    def changes(self) -> Iterator[Change]:
+        """What the lines read so far ask for, in the order of :func:`parse_set`."""
+        if self._device:
+            yield self._device.change()
+        for peer in self._peers:
+            yield peer.change()
 
 
 @dataclass(slots=True)
@@ -275,11 +297,11 @@ def format_get(snapshot: DeviceSnapshot) -> str:
     return "".join(format_get_chunks(snapshot))
 
 
-def format_get_chunks(snapshot: DeviceSnapshot) -> Iterator[str]:
-    """What :func:`format_get` returns, in pieces of a few milliseconds' work, for a server with packets to move.
+def format_get_chunks(snapshot: DeviceSnapshot, peers: Iterable[PeerSnapshot] | None = None) -> Iterator[str]:
+    """What :func:`format_get` returns, in pieces of less than a millisecond's work, for a server with packets to move.
 
-    A private key, port or mark that is not set has no line: ``wg`` would take zeros for a key. A preshared key always
-    has one.
+    ``peers`` stand for those of the snapshot where they are many: each is asked for when its turn comes. A private key,
+    port or mark that is not set has no line: ``wg`` would take zeros for a key. A preshared key always has one.
     """
     if snapshot.private_key != NO_KEY:
         yield f"private_key={snapshot.private_key.hex()}\n"
@@ -287,7 +309,7 @@ def format_get_chunks(snapshot: DeviceSnapshot) -> Iterator[str]:
         yield f"listen_port={snapshot.listen_port}\n"
     if snapshot.fwmark:
         yield f"fwmark={snapshot.fwmark}\n"
-    for peer in snapshot.peers:
+    for peer in snapshot.peers if peers is None else peers:
         yield _peer_text(peer)
         prefixes = peer.config.allowed_ips
         for first in range(0, len(prefixes), CHUNK_PREFIXES):
@@ -360,9 +382,9 @@ class _PeerLines:
         config = PeerConfig(
             public_key=_parse_key(values["public_key"]),
             preshared_key=_parse_key(values["preshared_key"]) if "preshared_key" in values else NO_KEY,
-            endpoint=_parse_endpoint(values["endpoint"], zone_index) if "endpoint" in values else None,
+            endpoint=parse_endpoint(values["endpoint"], zone_index) if "endpoint" in values else None,
             persistent_keepalive=parse_unsigned(values.get("persistent_keepalive_interval", "0"), 16),
-            allowed_ips=_parse_prefixes(tuple(self.allowed_ips)),
+            allowed_ips=tuple(map(parse_prefix, self.allowed_ips)),
         )
         seconds = number(values.get("last_handshake_time_sec", "0"))
         nanoseconds = number(values.get("last_handshake_time_nsec", "0"))
@@ -372,23 +394,6 @@ class _PeerLines:
             tx_bytes=number(values.get("tx_bytes", "0")),
             rx_bytes=number(values.get("rx_bytes", "0")),
         )
-
-
-# An agent reads the same thousands of peers again and again: a get of 1,000 peers with 5 prefixes each takes a third of the time.
-
-
-@lru_cache(maxsize=1 << 14)
-def _parse_prefixes(texts: tuple[str, ...]) -> tuple[Prefix, ...]:
-    return tuple(map(parse_prefix, texts))
-
-
-@lru_cache(maxsize=1 << 14)
-def _parse_numeric_endpoint(text: str) -> Endpoint:
-    return parse_endpoint(text)
-
-
-def _parse_endpoint(text: str, zone_index: ZoneIndex) -> Endpoint:
-    return parse_endpoint(text, zone_index) if "%" in text else _parse_numeric_endpoint(text)
 
 
 def _reply_lines(text: str) -> Iterator[tuple[str, str]]:

@@ -131,9 +131,12 @@ class Connection:
         what = f"cannot {verb} {resource}"
         url = f"{path}?{urlencode(query)}" if query else path
         response: aiohttp.ClientResponse | None = None
+        used: list[_Client] = []
         try:
             for is_last in (False, True):
                 client = await self._ready()
+                client.users += 1
+                used.append(client)
                 try:
                     async with asyncio.timeout(ANSWER_SECONDS):
                         response = await client.send(method, url, body, content_type)
@@ -162,6 +165,8 @@ class Connection:
         finally:
             if response is not None:
                 response.close()  # which keeps the connection if the answer has been read to its end
+            for client in used:
+                await client.release()
 
     def _at(self) -> str:
         return f" at {self._client.host}" if self._client is not None else ""
@@ -170,13 +175,14 @@ class Connection:
         """A client with credentials that are good as far as we know."""
         async with self._loading:
             if self._client is None or self._is_stale:
-                configuration = await self._load()
-                await self.close()
+                before, configuration = self._client, await self._load()
                 try:
                     self._client = _Client(configuration)
                 except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
                     raise SourceError(f"the certificates of {self.origin} cannot be used: {_reason(error)}") from None
                 self._is_stale = False
+                if before is not None:
+                    await before.retire()
             return self._client
 
     @property
@@ -209,7 +215,21 @@ class Connection:
 
 
 class _Client(RESTClientObject):
-    """A session with the credentials of one configuration."""
+    """A session with the credentials of one configuration. A retired one is closed when its last request, which may be a watch,
+    has ended."""
+
+    users = 0
+    is_retired = False
+
+    async def retire(self) -> None:
+        self.is_retired = True
+        if self.users == 0:
+            await self.close()
+
+    async def release(self) -> None:
+        self.users -= 1
+        if self.is_retired and self.users == 0:
+            await self.close()
 
     @property
     def host(self) -> str:

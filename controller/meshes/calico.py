@@ -17,11 +17,11 @@ from typing import Any
 
 from controller.mesh import Kind
 from controller.meshes import felix
+from controller.meshes.nodes import NODE, PATHS, pod_cidrs, status_addresses
 from controller.meshes.selector import parse_selector
 from controller.model import Address, Block, Cluster, Family, Node, NodeNetwork, Pool
 from controller.observe import (
     Observation,
-    Path,
     Problem,
     Reader,
     of_family,
@@ -43,7 +43,6 @@ API_VERSIONS = ("crd.projectcalico.org/v1", "projectcalico.org/v3")
 FELIX_CONFIGURATION = "FelixConfiguration"
 IPAM_BLOCK = "IPAMBlock"
 IP_POOL = "IPPool"
-NODE = "Node"
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
@@ -102,9 +101,7 @@ _NODE_PATHS = (
         for names in ANNOTATIONS.values()
         for name in (names.node_address, names.public_key, *names.tunnel_addresses)
     ),
-    ("spec", "podCIDR"),
-    ("spec", "podCIDRs"),
-    ("status", "addresses"),
+    *PATHS,
 )
 _LABELS = ("metadata", "labels")
 _BLOCK_PATHS = tuple(("spec", name) for name in ("cidr", "affinity", "hostAffinity", "deleted", "allocations", "attributes"))
@@ -216,31 +213,19 @@ def _read_node(ref: Ref, manifest: Manifest) -> _Known:
     problems: list[Problem] = []
     static_problems: list[Problem] = []
     node = _node(Reader(ref, manifest, problems))
-    pod_cidrs = _pod_cidrs(Reader(ref, manifest, static_problems))
-    blocks = tuple(Block(cidr, ref.name) for cidr in pod_cidrs)
-    return _Known(manifest, tuple(problems), blocks, node, _with_static_address(node, pod_cidrs), tuple(static_problems))
+    cidrs = pod_cidrs(Reader(ref, manifest, static_problems))
+    blocks = tuple(Block(cidr, ref.name) for cidr in cidrs)
+    return _Known(manifest, tuple(problems), blocks, node, _with_static_address(node, cidrs), tuple(static_problems))
 
 
 def _node(reader: Reader) -> Node:
     # Within each family Calico takes the first InternalIP, and an ExternalIP only where there is none.
-    found = sorted(_status_addresses(reader), key=lambda typed: typed[0] != "InternalIP")
-    addresses = [address for _, address in found]
+    addresses = status_addresses(reader)
     return Node(
         name=reader.ref.name,
         ipv4=_node_network(reader, Family.IPV4, addresses),
         ipv6=_node_network(reader, Family.IPV6, addresses),
     )
-
-
-def _status_addresses(reader: Reader) -> Iterator[tuple[str, Address]]:
-    for index, entry in enumerate(reader.list("status", "addresses")):
-        path = ("status", "addresses", index)
-        if not isinstance(entry, Mapping):
-            reader.problem(path, "not a mapping")
-        elif (kind := entry.get("type")) in ("InternalIP", "ExternalIP"):
-            address = reader.parse((*path, "address"), entry.get("address"), parse_address)
-            if address is not None:
-                yield kind, address
 
 
 _INTERFACE_PARSERS = {family: of_family(family, parse_interface) for family in Family}
@@ -265,22 +250,13 @@ def _node_network(reader: Reader, family: Family, status_addresses: list[Address
     return _NO_NETWORK if network == _NO_NETWORK else network
 
 
-def _pod_cidrs(reader: Reader) -> list[Prefix]:
-    listed = reader.list("spec", "podCIDRs")
-    values: list[tuple[Path, Any]] = [(("spec", "podCIDRs", index), value) for index, value in enumerate(listed)]
-    if not values:
-        values = [(("spec", "podCIDR"), reader.value("spec", "podCIDR"))]
-    parsed = (reader.parse(path, value, parse_prefix) for path, value in values)
-    return [cidr for cidr in parsed if cidr is not None]
-
-
-def _with_static_address(node: Node, pod_cidrs: list[Prefix]) -> Node:
+def _with_static_address(node: Node, cidrs: list[Prefix]) -> Node:
     """With host-local IPAM there is no allocator. While a node has a key, the first address after its IPv4 range's base
     belongs to its tunnels; for IPv6 there is none (``node.go``, getStaticTunnelAddress)."""
     network = node.ipv4
     if network.interface_address is not None or network.public_key is None:
         return node
-    for cidr in pod_cidrs:
+    for cidr in cidrs:
         if cidr.version == 4:
             address = cidr.network_address + 1
             tunnels = tuple(dict.fromkeys((*network.tunnel_addresses, address)))

@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([], "the following arguments are required: --directory"),
+        (["--metrics", "9588"], "argument --metrics: not ADDRESS:PORT, such as 127.0.0.1:9588: '9588'"),
+        (["--mesh", "cillium"], "argument --mesh: invalid choice: 'cillium'"),
         (["--directory", "d", "--frobnicate"], "unrecognized arguments: --frobnicate"),
         (["--directory", "d", "--dir", "e"], "unrecognized arguments: --dir e"),
         (["--directory", "d", "--table", "1"], "argument --table: tables up to 250 are Felix's"),
@@ -42,6 +43,13 @@ def test_a_wrong_option_is_one_line(arguments: list[str], complaint: str, capsys
     assert raised.value.code == 2
     assert printed.startswith(f"wgpy agent: {complaint}") and printed.endswith(" (see: wgpy agent --help)\n")
     assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--kubeconfig", "--context"])
+def test_a_directory_has_no_api_server(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert agent(["--directory", "d", option, "x"]) == 1
+
+    assert capsys.readouterr().err.startswith("wgpy agent: --directory is a cluster without an API server")
 
 
 def test_leave_has_no_options_of_the_agent(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.directory import Directory, DirectorySource, ManifestError, parse_manifest
+from controller.meshes.calico import Calico
 from controller.source import Ref, SourceError
 from tests.controller.cluster import block, felix, keyed, node, pool, text
 
@@ -220,20 +221,22 @@ def test_a_directory_that_goes_away_leaves_the_last_state(directory: Directory, 
 
 def test_looking_at_nothing_new_reads_no_file(directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
     clock.look(directory)
-    monkeypatch.setattr("controller.directory.parse_manifest", lambda data: pytest.fail("a file was read"))
+    monkeypatch.setattr("controller.directory.parse_manifest", lambda *_: pytest.fail("a file was read"))
 
     assert not clock.look(directory)
 
 
 async def test_the_source_hands_over_the_newest_state(directory: Directory) -> None:
-    source = DirectorySource(directory.path, poll_seconds=0.01)
+    source = DirectorySource(directory.path, Calico(), poll_seconds=0.01)
     await source.list()
+    address = "projectcalico.org/IPv4WireguardInterfaceAddr"
     for number in range(3):
-        await source.annotate("n1", {"count": str(number)})
+        await source.annotate(Ref("Node", "n1"), {address: f"10.42.1.{number}"})
 
     changed = await asyncio.wait_for(source.changed(), 5)
 
-    assert changed[NODE]["metadata"]["annotations"]["count"] == "2"
+    assert changed[NODE]["metadata"]["annotations"][address] == "10.42.1.2"
+    await source.annotate(Ref("Node", "n1"), {"example.com/other": "1"})  # does not concern the mesh
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(source.changed(), 0.1)
 
@@ -319,12 +322,12 @@ def test_what_is_not_there_cannot_be_written(directory: Directory) -> None:
 
 
 async def test_annotations_are_set_and_removed(directory: Directory) -> None:
-    source = DirectorySource(directory.path)
+    source = DirectorySource(directory.path, Calico())
     (directory.path / "bare.yaml").write_text("apiVersion: v1\nkind: Node\nmetadata:\n  name: bare\n  annotations:\n")
     await source.list()
 
-    await source.annotate("bare", {"a": "1", "b": "2"})
-    await source.annotate("bare", {"a": None, "c": None})
+    await source.annotate(Ref("Node", "bare"), {"a": "1", "b": "2"})
+    await source.annotate(Ref("Node", "bare"), {"a": None, "c": None})
 
     assert read(directory.path / "bare.yaml")["metadata"]["annotations"] == {"b": "2"}
 
@@ -350,6 +353,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from controller.directory import Directory
+from controller.meshes.calico import Calico
 from controller.source import Ref
 
 directory, name = Directory(Path(sys.argv[1])), sys.argv[2]

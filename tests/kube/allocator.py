@@ -218,7 +218,7 @@ class Allocator:
             for pool in pools:
                 # From a place of its own, so that nodes that start together seldom want the same one.
                 for cidr in _subnets(pool, BLOCK_LENGTHS[family], f"{self.node} {attempt}"):
-                    if not any(cidr.overlaps(other) for other in taken if other.version == cidr.version):  # type: ignore[arg-type]
+                    if not any(cidr.overlaps(other) for other in taken if other.version == cidr.version):
                         try:
                             return self._create_block(cidr)
                         except Refused as error:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.kube.lab import API_ADDRESS
-from tests.kube.testbed import Testbed, is_built
+pytest.register_assert_rewrite("tests.controller.lab", "tests.kube.lab")
+
+from tests.kube.lab import API_ADDRESS  # noqa: E402
+from tests.kube.testbed import Testbed, is_built  # noqa: E402
 
 FIGURES = pytest.StashKey[dict[str, str]]()
 

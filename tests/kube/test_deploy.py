@@ -115,7 +115,7 @@ def test_a_pod_monitor_scrapes_ports_that_are_served_on_the_address_it_asks(kube
     manifests = rendered(kube, tmp_path, "monitoring")
     (monitor,) = (manifest for manifest in manifests if manifest["kind"] == "PodMonitor")
 
-    ports = {}
+    ports: dict[str, int] = {}
     for name in ("data-plane", "agent"):
         spec = container(manifests, name)
         (host,) = (variable for variable in spec["env"] if variable["name"] == "METRICS_HOST")

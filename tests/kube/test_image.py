@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.kube.lab import API_ADDRESS, make_kube_lab
-from tests.kube.test_deploy import BASE, Manifest, container, daemon_set, rendered
+from tests.kube.test_deploy import Manifest, container, daemon_set, rendered
 from tests.kube.testbed import ROOT, Testbed, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
@@ -293,15 +293,9 @@ def test_without_its_capability_it_would_not_run(pod: Pod) -> None:
 # Both containers, on a real API server ----------------------------------------------------------------------------------
 
 
-def test_the_pod_joins_and_leaves_the_mesh_with_the_rights_it_is_shipped_with(
-    image: Image, need_kube: None, tmp_path: Path
-) -> None:
-    with (
-        Testbed.start(tmp_path / "kube", addresses=(API_ADDRESS,)) as kube,
-        make_kube_lab(tmp_path, kube, f"h{os.getpid()}x", wireguardEnabled=True, wireguardEnabledV6=True) as lab,
-    ):
-        kube.install_calico_crds()
-        kube.kubectl("apply", "--kustomize", str(BASE))
+def test_the_pod_joins_the_mesh_with_the_rights_it_is_shipped_with(image: Image, kube: Testbed, tmp_path: Path) -> None:
+    """The lab has applied the shipped rights and policies."""
+    with make_kube_lab(tmp_path, kube, f"h{os.getpid()}x", wireguardEnabled=True, wireguardEnabledV6=True) as lab:
         node = lab.add_node(1)
         (overlay := tmp_path / "overlay").mkdir()
         pod = Pod(image, rendered(kube, overlay), tmp_path / "pod", node.namespace)

@@ -80,7 +80,9 @@ def is_encrypted(lab: KubeLab, *versions: int) -> bool:
 
 
 def until_encrypted(lab: KubeLab, *versions: int) -> None:
-    lab.until(lambda: is_encrypted(lab, *versions), "the pods of n1 and n2 to meet in the tunnel")
+    """Both send: who speaks to a node that does not know it yet is not heard, and tries again after five seconds only."""
+    with pings(lab, (2, 1), versions=versions):
+        lab.until(lambda: is_encrypted(lab, *versions), "the pods of n1 and n2 to meet in the tunnel")
 
 
 def annotations(lab: KubeLab, number: int) -> dict[str, str]:

@@ -45,7 +45,6 @@ class Publisher:
     mesh: Calico
     nodes: Sequence[str]
     families: Sequence[Family]
-    writes: int = 0
     is_careless: threading.Event = field(default_factory=threading.Event)
     _publications: dict[tuple[str, Family], Publication] = field(default_factory=dict)
 
@@ -66,8 +65,7 @@ class Publisher:
         changed.cancel()
 
     async def _publish(self, node: str, cluster: Cluster) -> float:
-        """Both families in one write. When to come again."""
-        annotations: dict[str, str | None] = {}
+        """One family after the other. When to come again."""
         wake_at = inf
         for family in self.families:
             publication = self._publications.setdefault((node, family), Publication())
@@ -79,11 +77,9 @@ class Publisher:
             if self.is_careless.is_set():
                 action = Action.KEEP if own.public_key == OWN[family] else Action.PUBLISH
             if action is not Action.KEEP:
-                annotations[KEYS[family.value]] = format_key(OWN[family]) if action is Action.PUBLISH else None
+                value = format_key(OWN[family]) if action is Action.PUBLISH else None
+                await self.source.annotate(Ref("Node", node), {KEYS[family.value]: value})
             wake_at = min(wake_at, publication.wake_at)
-        if annotations:
-            self.writes += 1
-            await self.source.annotate(Ref("Node", node), annotations)
         return wake_at
 
 

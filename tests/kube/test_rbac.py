@@ -92,7 +92,7 @@ def _tells_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def complaint(kubeconfig: Path) -> str:
     """Do once all that an agent does with its source; what it says it may not do, empty if nothing."""
-    source = KubernetesSource(Calico({}), kubeconfig)
+    source = KubernetesSource(Calico(), kubeconfig)
     try:
         objects = await source.list()
         assert {ref.kind for ref in objects} == {"Node", "FelixConfiguration"}

@@ -207,13 +207,13 @@ class Device:
         for peer in self.peers.values():
             peer.source = b""
 
-    def snapshot(self) -> DeviceSnapshot:
-        """The device as it is, for UAPI get, metrics and the state file."""
+    def snapshot(self, peers: Iterable[Peer] | None = None) -> DeviceSnapshot:
+        """The device as it is, for metrics and the state file; with those of its ``peers`` alone, if given."""
         return DeviceSnapshot(
             private_key=self._private_key,
             listen_port=self.listen_port,
             fwmark=self.fwmark,
-            peers=tuple(self.peer_snapshot(peer) for peer in self.peers.values()),
+            peers=tuple(self.peer_snapshot(peer) for peer in (self.peers.values() if peers is None else peers)),
         )
 
     def peer_snapshot(self, peer: Peer) -> PeerSnapshot:

@@ -1,8 +1,8 @@
 """The configuration socket, /var/run/wireguard/NAME.sock: wg(8), wgctrl and the agent speak to a device through it.
 
 This module frames requests and nothing more; :mod:`wgpy.uapi` reads and writes them. Two things differ from wireguard-
-go: a request is parsed whole and then applied, so that a bad line changes nothing; and a large one is applied, or answered,
-in portions between which packets go on.
+go: a request is parsed whole and then applied, so that a bad line changes nothing; and a large one is read, applied and
+answered in portions between which packets go on.
 
 How to think about it: a client may fall silent in the middle of anything, never read, or never stop. So what a client can
 hold is bounded, in bytes, in time and in connections, and where there is no room for one more, whoever has kept us waiting
@@ -20,13 +20,15 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from io import BytesIO
+from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
 
 from wgpy import uapi
 from wgpy.client import clear_abandoned
-from wgpy.config import Change, DeviceSnapshot
+from wgpy.config import Change
 
 log = logging.getLogger(__name__)
 
@@ -110,12 +112,12 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 class UapiServer:
-    """Serves one device. ``get`` and ``apply`` are called for each request, one ``apply`` at a time."""
+    """Serves one device. ``get`` gives the pieces of the reply to a get, and ``apply`` carries out a set, one at a time."""
 
     def __init__(
         self,
         listener: socket.socket,
-        get: Callable[[], DeviceSnapshot],
+        get: Callable[[], Iterator[str]],
         apply: Callable[[list[Change]], Awaitable[None]],
     ) -> None:
         self._listener = listener
@@ -214,6 +216,14 @@ class UapiServer:
             finally:
                 await asyncio.sleep(0)  # packets first
 
+    async def _take_all(self, steps: Iterable[Step]) -> list[Step]:
+        """All that ``steps`` give, in as many turns as it takes."""
+        steps = iter(steps)
+        taken: list[Step] = []
+        while portion := await self._take(steps):
+            taken += portion
+        return taken
+
     # -- requests ------------------------------------------------------------------------------------------------
 
     async def _request(self, connection: socket.socket, received: bytearray) -> bytes | None:
@@ -248,12 +258,12 @@ class UapiServer:
             await self._send(connection, "".join(portion))
 
     def _pieces(self) -> Iterator[str]:
-        yield from uapi.format_get_chunks(self._get())  # called for the first piece, so that it is part of a turn
+        yield from self._get()  # called for the first piece, so that it is part of a turn
 
     async def _reply_set(self, connection: socket.socket, body: bytes) -> None:
         status = 0
         try:
-            (changes,) = await self._take(uapi.parse_set(text, _zone_index) for text in (body.decode(errors="replace"),))
+            changes = await self._parse(body)
             async with self._applying:
                 await self._apply(changes)
         except uapi.UapiError as error:
@@ -263,6 +273,12 @@ class UapiServer:
             status = error.errno or errno.EIO
             self._complain(f"configuration failed: {error.strerror}")
         await self._send(connection, uapi.reply_set(status))
+
+    async def _parse(self, body: bytes) -> list[Change]:
+        reader = uapi.SetReader(_zone_index)
+        lines = (line.decode(errors="replace").removesuffix("\n") for line in BytesIO(body))
+        await self._take_all(takewhile(reader.read, lines))
+        return await self._take_all(reader.changes())
 
     def _complain(self, message: str) -> None:
         """Log what is wrong with a request; once a second, lest who floods us fill the log as well."""

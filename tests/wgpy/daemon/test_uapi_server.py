@@ -10,7 +10,7 @@ import select
 import socket
 import stat
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_network
 from pathlib import Path
@@ -21,7 +21,7 @@ from tests.sim import Host, Sim
 from wgpy.config import Change, Endpoint, SetPeer
 from wgpy.daemon import uapi_server
 from wgpy.daemon.uapi_server import Deletion, SocketInUse, UapiServer, listen
-from wgpy.uapi import format_get
+from wgpy.uapi import format_get, format_get_chunks
 
 PATIENCE = 10.0
 KEY = bytes(range(32)).hex()
@@ -38,7 +38,10 @@ class Served:
         self.gate.set()
         self.refusal: OSError | None = None
         self.applied: list[Change] = []
-        self.server = UapiServer(listen("wg0", directory), self.host.device.snapshot, self._apply)
+        self.server = UapiServer(listen("wg0", directory), self._reply, self._apply)
+
+    def _reply(self) -> Iterator[str]:
+        return format_get_chunks(self.host.device.snapshot())
 
     async def _apply(self, changes: list[Change]) -> None:
         if self.refusal is not None:
@@ -340,8 +343,11 @@ def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("short_turns")
 async def test_packets_have_their_turn_while_a_large_request_is_read_and_answered(connection: Connection) -> None:
+    prefixes = "".join(f"allowed_ip=10.{number}.0.0/16\n" for number in range(200))
+
+    assert await beats(connection.ask(f"set=1\n{PEER}{prefixes}\n")) > 200
     peers = "".join(f"public_key={number:064x}\n" for number in range(1, 101))
-    assert await beats(connection.ask(f"set=1\n{peers}\n")) > 100, "each change that it makes"
+    assert await beats(connection.ask(f"set=1\n{peers}\n")) > 200, "each line, and each change that it makes"
     assert await beats(connection.ask("get=1\n\n")) > 100
 
 

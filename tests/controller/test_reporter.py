@@ -1,0 +1,155 @@
+"""What is told of a pass: once, after it has stood for a while, and never at the price of a pass."""
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from controller import reporter as module
+from controller.findings import SETTLE_SECONDS, Finding
+from controller.history import read
+from controller.model import Cluster, Family, Node
+from controller.reporter import REMIND_SECONDS, Reporter
+from controller.source import Event, Health, SourceUnavailable
+from controller.statefiles import StateFiles
+from controller.status import Seen
+
+CLUSTER = Cluster(nodes={"n1": Node("n1")})
+FINDING = Finding("PodMtuTooLarge", "IPv4", "pods have 1500: restart them")
+
+
+class Source:
+    name = "API server"
+
+    def __init__(self) -> None:
+        self.told: list[Event] = []
+        self.is_away = False
+
+    def health(self) -> Health:
+        return Health(not self.is_away, 1.0, "gone" if self.is_away else None, 1, 0)
+
+    async def tell(self, node: str, event: Event) -> None:
+        if self.is_away:
+            raise SourceUnavailable("gone")
+        assert node == "n1"
+        self.told.append(event)
+
+
+class Clock:
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    time = monotonic
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def source() -> Source:
+    return Source()
+
+
+@pytest.fixture
+def reporter(source: Source, tmp_path: Path, clock: Clock) -> Reporter:
+    made = Reporter(source, "calico", "n1", StateFiles(tmp_path), is_strict=True)  # type: ignore[arg-type]
+    made.begin()
+    return made
+
+
+def conclude(reporter: Reporter, *findings: Finding, is_success: bool = True) -> None:
+    seen = {Family.IPV4: Seen(at=1.0, rest="not enabled in FelixConfiguration")}
+    reporter.conclude(CLUSTER, seen, (), findings, 0.1, is_success)
+    reporter.wake()
+
+
+async def told(reporter: Reporter, source: Source) -> list[Event]:
+    """What has been told so far, once there is nothing left to tell."""
+    task = asyncio.create_task(reporter.run())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.05)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return source.told
+
+
+async def test_a_finding_counts_when_it_has_stood_for_a_while_and_is_told_once(
+    reporter: Reporter, source: Source, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    conclude(reporter, FINDING)
+    assert reporter.unsettled_seconds == SETTLE_SECONDS
+    clock.now += SETTLE_SECONDS - 0.1
+    conclude(reporter, FINDING)
+    assert not [event for event in await told(reporter, source) if event.reason == FINDING.reason]
+
+    clock.now += 0.2
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            conclude(reporter, FINDING)
+    assert [event.message for event in await told(reporter, source) if event.reason == FINDING.reason] == [
+        "IPv4: pods have 1500: restart them"
+    ]
+    assert [record.message for record in caplog.records] == ["IPv4: pods have 1500: restart them"]
+    assert reporter.status is not None and reporter.status.findings == (FINDING,)
+
+    clock.now += REMIND_SECONDS + 1
+    conclude(reporter, FINDING)
+    assert len([event for event in await told(reporter, source) if event.reason == FINDING.reason]) == 2, "Events are forgotten"
+
+
+async def test_what_is_over_in_a_moment_is_not_told(reporter: Reporter, source: Source, clock: Clock) -> None:
+    for _ in range(5):
+        conclude(reporter, FINDING)
+        clock.now += SETTLE_SECONDS / 2
+        conclude(reporter)
+        clock.now += SETTLE_SECONDS / 2
+
+    assert not [event for event in await told(reporter, source) if event.reason == FINDING.reason]
+
+
+async def test_status_and_history_are_on_disk(reporter: Reporter, source: Source, tmp_path: Path, clock: Clock) -> None:
+    conclude(reporter)
+    clock.now += SETTLE_SECONDS + 1
+    conclude(reporter, is_success=False)
+    await told(reporter, source)
+
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["node"], status["passes"], status["failures"]) == ("n1", 2, 1)
+    assert (tmp_path / "status.json").stat().st_mode & 0o777 == 0o600
+    kinds = [entry.kind for entry in read(tmp_path)]
+    assert kinds[0] == "agent started" and "strict mode on" in kinds
+
+
+async def test_the_next_agent_does_not_tell_again_what_stood_before(reporter: Reporter, source: Source, tmp_path: Path) -> None:
+    conclude(reporter)
+    await told(reporter, source)
+    before = [entry.kind for entry in read(tmp_path)]
+
+    again = Reporter(source, "calico", "n1", StateFiles(tmp_path), is_strict=True)  # type: ignore[arg-type]
+    conclude(again)
+
+    assert [entry.kind for entry in read(tmp_path)] == before
+
+
+async def test_an_api_server_that_is_away_is_told_later(
+    reporter: Reporter, source: Source, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)
+    source.is_away = True
+    conclude(reporter, FINDING)
+    clock.now += SETTLE_SECONDS + 1
+    conclude(reporter, FINDING)
+    assert await told(reporter, source) == []
+
+    source.is_away = False
+    reporter.wake()
+    assert FINDING.reason in [event.reason for event in await told(reporter, source)]
