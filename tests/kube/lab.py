@@ -110,13 +110,14 @@ class KubeLab(Lab):
             self.kubeconfigs[node.name] = self.kube.kubeconfig_for(token, url)
         return ["--kubeconfig", str(self.kubeconfigs[node.name])]
 
-    def start_felix(self, number: int, restart_seconds: float = 0.2) -> None:
-        """Be a node whose kernel has WireGuard. How long Felix takes to start again is not what is measured."""
+    def start_felix(self, number: int, restart_seconds: float = 0.2, has_wireguard: bool = True) -> "subprocess.Popen[bytes]":
+        """Felix, on a node whose kernel has WireGuard, or on one of ours. How long it takes to start again seldom matters."""
         node = self.nodes[number]
         kubeconfig = self.kube.kubeconfig_for(self.kube.admin_token, self.kube.url_at(API_ADDRESS))
         words = [sys.executable, "-m", "tests.kube.felix", "--kubeconfig", str(kubeconfig), "--node", node.name]
-        words += ["--wireguard-go", wireguard_go(), "--restart-seconds", str(restart_seconds)]
-        node.start(*words, output=self.path / f"felix-{node.name}.log")
+        words += ["--restart-seconds", str(restart_seconds)]
+        words += ["--wireguard-go", wireguard_go()] if has_wireguard else []
+        return node.start(*words, output=self.path / f"felix-{node.name}.log")
 
     def start_allocator(self, *numbers: int, manners: str = "--polite") -> None:
         """Have calico-node's allocator run for these nodes."""

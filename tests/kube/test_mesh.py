@@ -19,7 +19,7 @@ import pytest
 from tests.controller.cluster import Manifest, block, node
 from tests.controller.lab import WG4, WG6, may_make_namespaces
 from tests.kube.client import Client
-from tests.kube.felix import Felix
+from tests.kube.felix import RESTART_SECONDS, Felix
 from tests.kube.lab import INNER, INTERFACES, PODS, UNDERLAY, KubeLab, Packet, Ping, capture, make_kube_lab, pings, transport_data
 from tests.kube.testbed import Testbed
 from tests.peers import wireguard_go
@@ -318,6 +318,37 @@ def test_a_key_that_felix_clears_is_back_with_an_address_within_three_seconds(
         f"{max(took):.2f} s (under {REPAIR_SECONDS:.0f} s)"
     )
     assert max(took) < REPAIR_SECONDS, took
+
+
+@pytest.mark.long
+def test_the_command_restarts_felix_beside_us_which_clears_the_key_and_it_is_back(
+    three: KubeLab, figures: dict[str, str]
+) -> None:
+    lab = three
+    lab.typed(patch("false", 4, 6))
+    lab.until(lambda: not any(KEYS[4] in name for number in (1, 2) for name in annotations(lab, number)), "all is off")
+    lab.stop_allocator()
+    lab.start_allocator(1, manners="--seed=3")
+    lab.start_allocator(2)
+    felix = lab.start_felix(1, restart_seconds=RESTART_SECONDS, has_wireguard=False)
+    time.sleep(2.0)  # it has started, and there was nothing to clear
+
+    with pings(lab, (2, 1)):
+        lab.typed(patch("true", 4, 6))
+        lab.until(lambda: (lab.path / "felix-n1.log").read_text().count("cleared") >= 2, "Felix has cleared both keys")
+        cleared_at = time.monotonic()
+        lab.until(lambda: is_whole(lab), "key, address, and the peer who reaches it")
+        took = time.monotonic() - cleared_at
+        time.sleep(2.0)
+        assert is_whole(lab), "and so it stays"
+    felix.kill()
+    felix.wait(10)
+    lab.stop_allocator()
+    lab.start_allocator(1, 2)
+    figures["Felix's clearing after kubectl patch to key, interface address and traffic"] = (
+        f"{took:.2f} s (under {REPAIR_SECONDS:.0f} s)"
+    )
+    assert took < REPAIR_SECONDS
 
 
 def is_whole(lab: KubeLab) -> bool:

@@ -479,8 +479,8 @@ class Testbed:
         return (self.path / f"{name}.log").read_text(errors="replace")[-2000:]
 
 
-def usage(pid: int) -> tuple[float, float]:
-    """CPU seconds and resident megabytes of a process."""
+def usage(pid: int | str) -> tuple[float, float]:
+    """CPU seconds and resident megabytes of a process (``self``: this one)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     ticks, pages = int(fields[11]) + int(fields[12]), int(fields[21])
     return ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE") / 1e6
