@@ -11,7 +11,7 @@ READY := .venv/.ready
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.cache/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench setup-kernel-vm setup-kube fmt lint quick check test kube cov demo bench clean
+.PHONY: help setup setup-bench setup-kernel-vm setup-kube setup-image fmt lint quick check test kube cov demo bench clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## *(.*)/\1\t\2/' | expand -t 13
@@ -27,6 +27,9 @@ setup-bench: setup  ## what the benchmarks compare wgpy with: gotatun, boringtun
 
 setup-kube: setup  ## a real API server for the tests: built with Go, minutes the first time
 	@bash .ci/setup-kube || [ -z "$$WGPY_REQUIRE_KUBE" ]
+
+setup-image: setup  ## the container image, from a debootstrap root with buildah (needs root)
+	@bash .ci/setup-image
 
 fmt: setup  ## format the code and mend what ruff can mend
 	$(PYTHON) -m ruff format $(SOURCES)
@@ -47,7 +50,7 @@ test: lint setup-kube  ## everything but what takes minutes, with real traffic a
 	$(PYTHON) -m pytest -m 'not long' $(ARGS)
 
 kube: export WGPY_REQUIRE_KUBE = 1
-kube: setup-kube  ## all tests on a real API server, and their figures (needs root, some 25 minutes)
+kube: setup-kube setup-image  ## all tests on a real API server, and their figures (needs root, half an hour)
 	$(PYTHON) -m pytest -m kube $(ARGS)
 
 cov: setup  ## branch coverage of the quick tests

@@ -31,7 +31,7 @@ from controller.metrics import pages
 from controller.model import Family
 from controller.netlink import Kernel
 from controller.source import Manifest, Source, SourceError
-from controller.statefiles import StateError, StateFiles
+from controller.statefiles import STEP_ASIDE, StateError, StateFiles
 from wgpy.exposition import Server
 
 DEFAULT_STATE = Path("/var/lib/wgpy")
@@ -137,9 +137,11 @@ class _Whole(Calico):
 
 
 async def _agent(options: argparse.Namespace, around: _Surroundings) -> None:
-    stop = asyncio.Event()
+    stop, end = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, lambda: (end.set(), stop.set()))
+    loop.add_signal_handler(STEP_ASIDE, stop.set)
     spawner = Spawner(options.data_plane, options.state) if options.spawn else None
     behaviour = Options(options.resync, remembers=options.directory is None, is_strict=options.strict)
     instances = _instances(options, around, spawner)
@@ -147,6 +149,12 @@ async def _agent(options: argparse.Namespace, around: _Surroundings) -> None:
     agent = Agent(around.source, around.mesh, options.node, instances, around.files, behaviour, duties)
     async with _pages(options.metrics, agent):
         await agent.run(stop)
+        if not end.is_set():
+            logging.info(
+                "stepping aside: somebody else takes over %s; to be the agent again, this one has to be restarted", options.state
+            )
+            around.files.close()
+            await end.wait()
 
 
 @asynccontextmanager
@@ -237,7 +245,7 @@ def _run(verb: str, options: argparse.Namespace, main: _Main) -> int:
         return _fail(verb, "needs CAP_NET_ADMIN to configure interfaces and routes: run it as root, or grant the capability")
     try:
         files = StateFiles(options.state)
-        files.lock()
+        files.lock(asks=verb == "leave")
         external_peers = ExternalPeers(options.external_peers)
         external_peers.load()
         mesh = _mesh(options)

@@ -22,6 +22,8 @@ import fcntl
 import json
 import logging
 import os
+import signal
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +36,13 @@ from wgpy.show import lines
 from wgpy.wgconf import format_key, parse_key
 
 log = logging.getLogger(__name__)
+
+
+STEP_ASIDE = signal.SIGUSR1
+"""The signal at which an agent stops and lets go of its directory, but stays as a process: in a pod one that ended would be
+started again."""
+
+STEP_ASIDE_SECONDS = 30.0
 
 
 class StateError(Exception):
@@ -60,18 +69,19 @@ class StateFiles:
         except OSError as error:
             raise StateError(f"cannot make the state directory {path}: {error.strerror}") from None
 
-    def lock(self) -> None:
-        """Be the only agent that uses this directory, until :meth:`close` or the end of the process."""
+    def lock(self, asks: bool = False) -> None:
+        """Be the only agent that uses this directory, until :meth:`close` or the end of the process. One that is there already is
+        asked to step aside if ``asks`` says so (STEP_ASIDE), which takes a moment; otherwise that is a StateError."""
         try:
             descriptor = os.open(self.path / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StateError(f"cannot write in the state directory {self.path}: {error.strerror}") from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _is_locked(descriptor):
             holder = os.read(descriptor, 20).decode(errors="replace").strip() or "unknown"
-            os.close(descriptor)
-            raise StateError(f"an agent (process {holder}) is using {self.path}: stop it first, or use another --state") from None
+            if not (asks and _steps_aside(holder, descriptor)):
+                os.close(descriptor)
+                raise StateError(f"an agent (process {holder}) is using {self.path}: stop it first, or use another --state")
+            os.lseek(descriptor, 0, os.SEEK_SET)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         self._lock = descriptor
@@ -177,6 +187,29 @@ class StateFiles:
             os.rename(aside, path)
         except OSError as error:
             raise StateError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _is_locked(descriptor: int) -> bool:
+    """Whether we have the lock now."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _steps_aside(holder: str, descriptor: int) -> bool:
+    """Ask the process that holds the lock to let it go; whether we have it then."""
+    try:
+        os.kill(int(holder), STEP_ASIDE)
+    except (ValueError, OSError):
+        return False  # it is in another container, for one
+    deadline = time.monotonic() + STEP_ASIDE_SECONDS
+    while not _is_locked(descriptor):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def clamp(private_key: bytes) -> bytes:

@@ -340,13 +340,14 @@ def test_an_agent_that_finds_no_data_plane_waits_and_says_so_once(lab: Lab) -> N
     lab.until(lambda: one.key() is not None and one.rules() == [RULE], "it goes on when there is one")
 
 
-def test_leaving_withdraws_the_key_and_takes_everything_down(lab: Lab) -> None:
+@pytest.mark.parametrize("is_agent_running", [False, True])
+def test_leaving_withdraws_the_key_and_takes_everything_down(lab: Lab, is_agent_running: bool) -> None:
     meshed(lab, 1, 2)
     one, two = lab.nodes[1], lab.nodes[2]
     lab.until(lambda: "10.42.2.0" in one.routes(), "settled")
-    assert "an agent (process" in one.run_agent(verb="leave").stderr, "not while an agent would undo it"
-    os.kill(one.processes("-m controller agent")[0], signal.SIGTERM)
-    one.agents[0].wait(10)
+    if not is_agent_running:
+        os.kill(one.processes("-m controller agent")[0], signal.SIGTERM)
+        one.agents[0].wait(10)
 
     left = one.run_agent(verb="leave")
 
@@ -354,6 +355,12 @@ def test_leaving_withdraws_the_key_and_takes_everything_down(lab: Lab) -> None:
     assert one.key() is None and one.rules() == [] and one.routes() == {} and one.peers() == {}
     assert not one.link(WG4)[0]
     lab.until(lambda: two.routes().get("10.42.1.0/26") == "throw", "the others talk to it in clear")
+    if is_agent_running:
+        assert "stepping aside" in one.log and one.agents[0].poll() is None, "a process that ended would be started again"
+        time.sleep(1)
+        assert one.key() is None, "and does not come back by itself"
+        os.kill(one.processes("-m controller agent")[0], signal.SIGTERM)
+        assert one.agents[0].wait(10) == 0
 
 
 # Bad input ----------------------------------------------------------------------------------------------------------
