@@ -26,7 +26,7 @@ from controller.findings import Finding, findings
 from controller.history import Kind
 from controller.instance import Instance, InstanceError, Report, Rest
 from controller.mesh import Mesh
-from controller.model import Cluster
+from controller.model import Cluster, Family
 from controller.netlink import Monitor, NetlinkRefusal
 from controller.observe import Problem, keep_addresses
 from controller.publication import Action, Publication, expects_address
@@ -412,10 +412,11 @@ class Agent:
 
     async def _announce(self, member: _Member, cluster: Cluster, public_key: bytes, pauses: list[float]) -> None:
         family, publication = member.instance.family, member.publication
-        network = cluster.nodes[self._node].of(family)
+        node = cluster.nodes[self._node]
+        network, other = node.of(family), node.of(Family.IPV6 if family is Family.IPV4 else Family.IPV4)
         has_address = network.interface_address is not None
         expects = expects_address(cluster, self._node, family)
-        action = publication.decide(network.public_key, public_key, has_address, time.monotonic(), expects)
+        action = publication.decide(network.public_key, public_key, has_address, time.monotonic(), expects, other)
         pauses.append(publication.wake_at - time.monotonic())
         try:
             if action is Action.PUBLISH:
@@ -453,13 +454,15 @@ class Agent:
             family = member.instance.family
             seen[family] = await self._in_thread(member.seen, cluster)
             facts[family] = await self._in_thread(member.instance.facts, cluster)
-        found = [*findings(cluster, self._node, facts), *self._of_external_peers()]
+        found = [*findings(cluster, self._node, facts), *self._of_members()]
         is_success = all(member.failure is None for member in self._members)
         await self._in_thread(self._reporter.conclude, cluster, seen, self._malformed, found, seconds, is_success)
         self._reporter.wake()
 
-    def _of_external_peers(self) -> Iterator[Finding]:
+    def _of_members(self) -> Iterator[Finding]:
         for member in self._members:
+            if member.publication.lacks_address is not None:
+                yield Finding("NoInterfaceAddress", str(member.instance.family), member.publication.lacks_address)
             for number, line in enumerate(member.instance.external_refusals, start=1):
                 yield Finding("ExternalPeerRefused", f"{member.instance.family} external peers, {number}", line)
 

@@ -142,8 +142,10 @@ class Reflector:
     def _failed(self, error: SourceError) -> float:
         """Take note; the seconds to wait."""
         longest, asked_for = REFUSED_SECONDS, None
+        if isinstance(error, Refused | Troubled) and is_gone(error.status, str(error)):
+            error = Gone(str(error))
         if isinstance(error, Gone):
-            self._version, self._floor = "", ""
+            self._version, self._floor, self._streams = "", "", True
             longest = UNREACHABLE_SECONDS
         elif isinstance(error, Troubled):
             longest, asked_for = REFUSED_SECONDS if error.status == 429 else TROUBLED_SECONDS, error.retry_after
@@ -225,9 +227,6 @@ class Reflector:
             if error.status not in (400, 422):
                 raise
             self._streams = False  # this server does not know what we ask for
-        except SourceUnavailable:
-            self._streams = False  # or says that it does, and does not
-            raise
         try:
             await self._list_in_pages()
         except SourceUnavailable:
@@ -245,6 +244,8 @@ class Reflector:
         staged: dict[Ref, Manifest] = {}
         size, loop = 0, asyncio.get_running_loop()
         async with self._connection.open("watch", self.kind.plural, f"{self.path}", query) as response:
+            # Until it has ended well: a server that only seems to know this way of listing never comes to an end.
+            self._streams = False
             async with asyncio.timeout(SILENCE_SECONDS) as silence:
                 async for line in response.content:
                     self._connection.heard()
@@ -252,6 +253,7 @@ class Reflector:
                     size += len(line)
                     version, is_end = self._take_event(_parse(line), staged)
                     if is_end:
+                        self._streams = True
                         return self._commit(staged, version, size)
         raise SourceUnavailable(f"cannot list {self.kind.plural}: the API server broke off")
 
@@ -300,9 +302,10 @@ class Reflector:
                         self._connection.heard()
                         self._version, _ = self._take_event(_parse(line), self.objects)
         finally:
-            if time.monotonic() - began >= SHORT_WATCH_SECONDS:
+            is_short = time.monotonic() - began < SHORT_WATCH_SECONDS
+            if not is_short:
                 self._backoff.reset()
-        return self._backoff.after_failure(TROUBLED_SECONDS, None, random.random()) if self._backoff.failures else 0.0
+        return self._backoff.after_failure(TROUBLED_SECONDS, None, random.random()) if is_short else 0.0
 
     def _take_event(self, event: Mapping[str, Any], objects: dict[Ref, Manifest]) -> tuple[str, bool]:
         """Apply an event to ``objects``; the version it brings, and whether it ends the list. Raises SourceUnavailable."""
@@ -324,7 +327,7 @@ class Reflector:
 
     def _error(self, status: Mapping[str, Any]) -> SourceError:
         code, message = status.get("code"), " ".join(str(status.get("message")).split())
-        if code == 410 or "Too large resource version" in message:
+        if is_gone(code, message):
             return Gone(f"cannot watch {self.kind.plural}: {message}")
         if code == 403 or code == 401:
             return Refused(code, f"may not watch {self.kind.plural}: {message}")
@@ -384,6 +387,11 @@ def malformation(manifest: Manifest, kind: Kind) -> str | None:
         if not isinstance(value, str):
             return f"{'.'.join(path)} is not a string"
     return None
+
+
+def is_gone(code: object, message: str) -> bool:
+    """Whether an error means that we know of a version that the API server does not know: too old, or not yet reached."""
+    return code == 410 or "Too large resource version" in message
 
 
 def resync_seconds(size: int) -> float:

@@ -411,6 +411,16 @@ def test_after_a_clearing_key_and_address_are_there_again_within_three_seconds(
         assert world.publication.contest is None
 
 
+@pytest.mark.parametrize("families", [1, 2])
+def test_an_allocator_slower_than_any_measured_is_waited_for_longer_and_longer(families: int) -> None:
+    for seed in range(300):
+        world = settled(seed, Allocator(takes=(0.4, 1.0)), families)
+        world.restart_felix(20.0)
+        world.run(50.0)
+
+        assert world.recovery(20.18, until=50.0) < 5 * PROMISED_SECONDS, f"seed {seed}"
+
+
 def test_the_world_breaks_a_key_that_is_published_again_at_once() -> None:
     """The measurement that all this is about: so the worlds above are not too kind."""
     broken = 0

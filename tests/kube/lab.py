@@ -89,7 +89,8 @@ class KubeLab(Lab):
         return node
 
     def add_pod(self, number: int, host: int = 5) -> str:
-        """A pod with an address of each family."""
+        """A pod with an address of each family, which nobody else is given."""
+        self.put_blocks(number, host)
         name = super().add_pod(number, host)
         node, address = self.nodes[number].namespace, f"fd00:42:{number}::{host}/128"
         shown = subprocess.run(["ip", "-n", name, "-j", "link", "show", "eth0"], capture_output=True, check=True)
@@ -161,9 +162,13 @@ class KubeLab(Lab):
     def put(self, manifest: Mapping[str, Any], name: str = "") -> None:
         self.kube.apply(dict(manifest) | {"apiVersion": KINDS[manifest["kind"]]})
 
-    def put_block(self, number: int) -> None:
-        """Give a node its IPv4 block (again)."""
-        self.put(block(f"10.42.{number}.0/26", f"n{number}"))
+    def put_blocks(self, number: int, pod: int = 5) -> None:
+        """A node's blocks, from which its pod has been given an address."""
+        for cidr, address in (
+            (f"10.42.{number}.0/26", f"10.42.{number}.{pod}"),
+            (f"fd00:42:{number}::/122", f"fd00:42:{number}::{pod}"),
+        ):
+            self.put(block(cidr, f"n{number}", {address: f"n{number}"}))
 
     def remove(self, kind: str, name: str) -> None:
         self.kube.delete(kind, name, KINDS[kind])

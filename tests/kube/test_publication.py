@@ -207,7 +207,7 @@ def test_after_a_clearing_key_and_address_are_there_again_within_three_seconds(k
     assert max(replay(kube, families, nodes=5, rounds=1)) < PROMISED_SECONDS
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @FAMILIES
 def test_fifty_times_as_well(kube: Testbed, families: list[Family]) -> None:
     found = replay(kube, families, nodes=10, rounds=5)
@@ -216,7 +216,7 @@ def test_fifty_times_as_well(kube: Testbed, families: list[Family]) -> None:
     assert max(found) < PROMISED_SECONDS
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_who_publishes_again_at_once_is_left_without_an_address(kube: Testbed) -> None:
     """So the stand-ins are no kinder than what they stand for: five of eight, measured."""
     found = replay(kube, [Family.IPV4], nodes=8, rounds=1, careless=True)

@@ -6,6 +6,7 @@ the underlay, or one that comes in clear from n3 and gets as far as a pod of the
 """
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -143,6 +144,18 @@ def test_a_data_plane_that_is_killed_and_started_again_by_the_agent(mesh: KubeLa
         assert nothing(leaks)
 
 
+def test_a_data_plane_that_is_started_again_without_an_agent(mesh: KubeLab) -> None:
+    lab, one = mesh, mesh.nodes[1]
+    with watched(lab) as leaks:
+        lab.kill_agent(1)
+        lab.kill_data_plane(1)
+        time.sleep(0.5)
+        for interface in (WG4, WG6):
+            one.start(sys.executable, "-m", "wgpy", "run", interface, "--persist", "--state", str(one.state))
+        until_meshed(lab)
+        assert nothing(leaks)
+
+
 def test_an_interface_that_is_deleted(mesh: KubeLab) -> None:
     lab, one = mesh, mesh.nodes[1]
     with watched(lab) as leaks:
@@ -227,25 +240,24 @@ def test_a_peer_that_loses_its_key_or_its_node(mesh: KubeLab) -> None:
 
         metadata = {"name": "n2", "annotations": {name: value for name, value in manifest["metadata"]["annotations"].items()}}
         lab.put({"kind": "Node", "metadata": metadata})
-        lab.put_block(2)
+        lab.put_blocks(2)
         lab.kubeconfigs.pop("n2")  # its token is bound to a Node that is gone
         start(lab, 2)
         until_meshed(lab)
         assert nothing(leaks)
 
 
-def test_a_node_that_leaves(mesh: KubeLab) -> None:
-    """It is out of the mesh, and still strict: nobody reaches its pods but itself."""
+def test_a_node_that_leaves_is_strict_no_more_and_the_others_refuse_it(mesh: KubeLab) -> None:
     lab, one = mesh, mesh.nodes[1]
     lab.kill_agent(1)
     with watched(lab) as leaks:
-        left = one.run_agent("--strict", verb="leave")
+        left = one.run_agent(verb="leave")
         assert left.returncode == 0, left.stderr
         time.sleep(0.5)
-        assert nothing(leaks)
-        start(lab, 1)
-        until_meshed(lab)
-        assert nothing(leaks)
+        seen = leaks()
+        assert seen["sent by n1"] and seen["come to n1's pod"], "it wants no part of it"
+        assert not seen["sent by n2"] and not seen["come to n2's pod"]
+        assert lab.reaches(lab.pod(1), PODS[4].format(3)) and not lab.reaches(lab.pod(1), PODS[4].format(2), "-W0.2")
 
 
 def test_a_key_that_is_changed(mesh: KubeLab) -> None:

@@ -1,0 +1,197 @@
+"""Requests to a scripted API server: credentials that expire, and every failure in one line that says what to do."""
+
+import logging
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from controller.kube.connection import Connection, Refused, Troubled
+from controller.source import SourceError, SourceUnavailable
+from tests.controller.kube.scripted import Scripted, gives, hangs, says, sends
+
+PATH = "/api/v1/nodes"
+
+
+@pytest.fixture
+async def connection(api: Scripted, tmp_path: Path) -> AsyncIterator[Connection]:
+    connection = Connection(api.kubeconfig(tmp_path))
+    yield connection
+    await connection.close()
+
+
+async def failure(connection: Connection) -> SourceError:
+    """Of a request; its message is one line."""
+    with pytest.raises(SourceError) as raised:
+        await connection.request("list", "nodes", PATH)
+    assert "\n" not in str(raised.value) and "secret-token" not in str(raised.value)
+    return raised.value
+
+
+async def test_an_answer_is_json_and_a_sign_of_life(api: Scripted, connection: Connection) -> None:
+    api.on(PATH, gives({"items": []}))
+    assert connection.heard_at is None
+
+    assert await connection.request("list", "nodes", PATH, {"limit": "1"}) == {"items": []}
+
+    assert api.asked == [("GET", PATH, {"limit": "1"})]
+    assert api.tokens == ["Bearer secret-token"]
+    assert connection.heard_at is not None
+
+
+async def test_a_token_that_has_expired_is_read_again_at_once(api: Scripted, connection: Connection, tmp_path: Path) -> None:
+    api.on(PATH, gives(1), says(401, "Unauthorized"), gives(2))
+    await connection.request("list", "nodes", PATH)
+    (tmp_path / "token").write_text("newer-token")
+
+    assert await connection.request("list", "nodes", PATH) == 2
+
+    assert api.tokens == ["Bearer secret-token", "Bearer secret-token", "Bearer newer-token"]
+
+
+async def test_a_watch_survives_that_another_request_needs_a_new_token(api: Scripted, connection: Connection) -> None:
+    api.on("/watch", sends({"a": 1}, {"a": 2}, then="hangs"))
+    api.on(PATH, says(401, "Unauthorized"), gives(2))
+
+    async with connection.open("watch", "nodes", "/watch", {}) as response:
+        assert await response.content.readline() == b'{"a": 1}\n'
+        assert await connection.request("list", "nodes", PATH) == 2
+        assert await response.content.readline() == b'{"a": 2}\n'
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (
+            401,
+            "may not list nodes: the API server does not accept our credentials (401): "
+            "the token or certificate has expired or was revoked",
+        ),
+        (403, "may not list nodes (403, look at RBAC and admission policies): no, not you"),
+        (404, "cannot list nodes (404): no, not you"),
+        (422, "cannot list nodes (422): no, not you"),
+    ],
+)
+async def test_a_no_is_a_no(api: Scripted, connection: Connection, status: int, expected: str) -> None:
+    api.on(PATH, says(status, "no,\n not you"))
+
+    error = await failure(connection)
+
+    assert isinstance(error, Refused) and error.status == status
+    assert str(error) == expected
+
+
+@pytest.mark.parametrize("status", [429, 500, 503, 504])
+async def test_trouble_is_worth_trying_again(api: Scripted, connection: Connection, status: int) -> None:
+    api.on(PATH, says(status, "etcd is slow", Retry_After="7"))
+
+    error = await failure(connection)
+
+    assert isinstance(error, Troubled) and error.retry_after == 7
+    assert str(error) == f"cannot list nodes: the API server is in trouble ({status}): etcd is slow"
+
+
+async def test_garbage_is_worth_trying_again(api: Scripted, connection: Connection) -> None:
+    api.on(PATH, sends(b"<html>a proxy's idea of an answer"))
+
+    error = await failure(connection)
+
+    assert isinstance(error, SourceUnavailable) and str(error) == "cannot list nodes: the API server's answer is no JSON"
+
+
+async def test_an_answer_that_breaks_off(api: Scripted, connection: Connection) -> None:
+    api.on(PATH, sends(b'{"items": [', then="cut"))
+
+    assert isinstance(await failure(connection), SourceUnavailable)
+
+
+async def test_no_answer(api: Scripted, connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controller.kube.connection.ANSWER_SECONDS", 0.1)
+    api.on(PATH, hangs)
+
+    error = await failure(connection)
+
+    assert str(error) == f"cannot list nodes: the API server at {api.url} does not answer in time"
+    api.on(PATH, sends(b'{"items": [', then="hangs"))
+    assert "does not answer in time" in str(await failure(connection))
+
+
+async def test_nobody_there(api: Scripted, connection: Connection) -> None:
+    await api.stop()
+
+    error = await failure(connection)
+
+    assert isinstance(error, SourceUnavailable)
+    assert str(error).startswith(f"cannot list nodes: the API server at {api.url} cannot be reached: ")
+
+
+async def test_a_body_is_sent_with_its_content_type(api: Scripted, connection: Connection) -> None:
+    api.on(PATH, gives({}))
+
+    await connection.request(
+        "patch", "nodes", PATH, method="PATCH", body={"a": None}, content_type="application/merge-patch+json"
+    )
+
+    assert api.bodies == [{"a": None}]
+
+
+# Configuration
+
+
+async def test_no_kubeconfig_is_one_line(tmp_path: Path) -> None:
+    error = await failure(Connection(tmp_path / "none"))
+
+    assert str(error) == f"there is no kubeconfig {tmp_path / 'none'}: say with --kubeconfig which one to use"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "a: [", "clusters: 3", "users: [{name: u, user: {token: secret-token}}]", "\x00"])
+async def test_a_kubeconfig_that_is_none_is_one_line_without_its_secrets(tmp_path: Path, text: str) -> None:
+    (tmp_path / "kubeconfig").write_text(text)
+
+    assert str(tmp_path / "kubeconfig") in str(await failure(Connection(tmp_path / "kubeconfig")))
+
+
+async def test_a_context_that_is_not_there_is_named(api: Scripted, tmp_path: Path) -> None:
+    assert "elsewhere" in str(await failure(Connection(api.kubeconfig(tmp_path), "elsewhere")))
+
+
+async def test_without_a_kubeconfig_it_is_the_one_of_the_environment(
+    api: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig(tmp_path)))
+    api.on(PATH, gives(1))
+    connection = Connection()
+
+    assert connection.origin == str(tmp_path / "kubeconfig")
+    assert await connection.request("list", "nodes", PATH) == 1
+    await connection.close()
+
+
+async def test_in_a_pod_it_is_the_pods(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "1")
+    connection = Connection()
+    assert connection.origin == "this cluster"
+
+    assert str(await failure(connection)) == "this cluster: Service token file does not exist."
+
+
+async def test_a_token_is_not_in_the_log(api: Scripted, connection: Connection, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    api.on(PATH, says(401, "Unauthorized"))
+
+    await failure(connection)
+
+    assert "secret-token" not in caplog.text
+
+
+async def test_a_connection_whose_other_end_is_gone_is_noticed_by_the_kernel(api: Scripted, connection: Connection) -> None:
+    api.on(PATH, sends({}, then="hangs"))
+
+    async with connection.open("watch", "nodes", PATH, {}) as response:
+        assert response.connection is not None and response.connection.transport is not None
+        made = response.connection.transport.get_extra_info("socket")
+        assert made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10
