@@ -28,7 +28,7 @@ from controller.instance import Instance, InstanceError, Report, Rest
 from controller.mesh import Mesh
 from controller.model import Cluster, Family
 from controller.netlink import Monitor, NetlinkRefusal
-from controller.observe import Problem, keep_addresses
+from controller.observe import Observation, Problem, keep_addresses
 from controller.publication import Action, Publication, expects_address
 from controller.reporter import Reporter
 from controller.source import Objects, Ref, Source, SourceError, SourceUnavailable
@@ -163,6 +163,7 @@ class Agent:
         self._objects: Objects = {}
         self._is_current = False
         """The objects are the source's, not the remembered ones: what is written there may depend on them."""
+        self._observation: Observation | None = None
         self._cluster: Cluster | None = None
         self._malformed: list[Finding] = []
         self._concluded_at = -math.inf
@@ -266,9 +267,12 @@ class Agent:
             self._take(await self._source.changed())
 
     def _take(self, objects: Objects) -> None:
+        """Go by these objects from now on. If they say the same as the last, as with another label, nobody is woken."""
+        is_news = not self._is_current or self._mesh.observe(objects, self._node) != self._observation
         self._objects, self._is_current = objects, True
         self._taken.set()
-        self._wake.set()
+        if is_news:
+            self._wake.set()
 
     async def _remember(self) -> None:
         """Keep the objects on disk, a while after they have changed."""
@@ -314,7 +318,7 @@ class Agent:
         return f"there is no node {self._node!r} in the cluster, only {known}: say with --node which one this is"
 
     def _observe(self) -> Cluster:
-        observation = self._mesh.observe(self._objects, self._node)
+        self._observation = observation = self._mesh.observe(self._objects, self._node)
         self._malformed = [
             Finding("MalformedObject", str(problem.ref), self._located(problem)) for problem in observation.problems
         ]

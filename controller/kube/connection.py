@@ -88,6 +88,9 @@ class Connection:
         client, self._client = self._client, None
         if client is not None:
             await client.close()
+            # A broken TLS connection needs some turns of the loop until its socket is closed.
+            for _ in range(3):
+                await asyncio.sleep(0)
 
     def heard(self) -> None:
         """There was a sign of life."""
@@ -297,8 +300,13 @@ def _retry_after(response: aiohttp.ClientResponse) -> float | None:
 
 
 def _reason(error: BaseException) -> str:
-    """What the system said, without the names of classes and addresses that libraries add."""
+    """What the system said, without the names of classes and the addresses that libraries add."""
+    if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
+        return "the connection broke off"
     inner = getattr(error, "os_error", error)
+    number = getattr(inner, "errno", None)
+    if isinstance(number, int) and number > 0 and not isinstance(inner, ssl.SSLError | socket.gaierror):
+        return os.strerror(number)
     return _one_line(getattr(inner, "strerror", None) or inner) or type(error).__name__
 
 

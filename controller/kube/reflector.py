@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from controller.kube.backoff import REFUSED_SECONDS, TROUBLED_SECONDS, UNREACHABLE_SECONDS, Backoff, jittered
+from controller.kube.backoff import REFUSED_SECONDS, RELIST_SECONDS, TROUBLED_SECONDS, UNREACHABLE_SECONDS, Backoff, jittered
 from controller.kube.connection import Connection, Refused, Troubled
 from controller.mesh import Kind
 from controller.source import Manifest, Ref, SourceError, SourceUnavailable
@@ -54,7 +54,8 @@ ABSENT_SECONDS = 20.0
 """How often to look whether an absent kind is served by now."""
 
 GONE_SECONDS = 15.0
-"""How long a kind that was served must be missing before it counts as gone."""
+MISSING_SECONDS = 0.5
+"""How long a kind that was served must be missing before it counts as gone, and how often to look meanwhile."""
 
 RESYNC_SECONDS = 90.0
 RESYNC_BYTES = 2e6
@@ -146,7 +147,7 @@ class Reflector:
             error = Gone(str(error))
         if isinstance(error, Gone):
             self._version, self._floor, self._streams = "", "", True
-            longest = UNREACHABLE_SECONDS
+            longest = RELIST_SECONDS
         elif isinstance(error, Troubled):
             longest, asked_for = REFUSED_SECONDS if error.status == 429 else TROUBLED_SECONDS, error.retry_after
         elif isinstance(error, SourceUnavailable):
@@ -210,7 +211,7 @@ class Reflector:
             self._missing_since = now if self._missing_since is None else self._missing_since
             if now - self._missing_since < GONE_SECONDS:
                 self.is_current = False
-                return jittered(TROUBLED_SECONDS, random.random())
+                return jittered(MISSING_SECONDS, random.random())
             log.warning("%s is no longer served by the API server: its objects are gone", self.kind.name)
         self.api_version, self._missing_since = None, None
         self._commit({}, "", 0)
@@ -260,18 +261,19 @@ class Reflector:
     async def _list_in_pages(self) -> None:
         # Pages are read from etcd, and so as new as can be: a floor does not go with them.
         staged: dict[Ref, Manifest] = {}
-        query = {"limit": str(PAGE_OBJECTS)}
+        query, size = {"limit": str(PAGE_OBJECTS)}, 0
         while True:
             answer = await self._connection.request("list", self.kind.plural, f"{self.path}", query)
             try:
                 for item in answer["items"] or ():
                     # Items of a list do not say what they are.
                     self._take({"apiVersion": self.api_version, "kind": self.kind.name, **item}, staged)
+                    size += len(str(item))
                 version, more = str(answer["metadata"]["resourceVersion"]), answer["metadata"].get("continue")
             except (LookupError, TypeError):
                 raise SourceUnavailable(f"cannot list {self.kind.plural}: what the API server sent is no list") from None
             if not more:
-                return self._commit(staged, version, 14_000 * len(staged))
+                return self._commit(staged, version, size)
             query["continue"] = more
 
     def _commit(self, objects: dict[Ref, Manifest], version: str, size: int) -> None:

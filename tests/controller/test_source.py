@@ -32,7 +32,8 @@ class PlainMesh(Calico):
 class Store(Protocol):
     """A source, and the cluster behind it as somebody else changes it."""
 
-    source: Source
+    @property
+    def source(self) -> Source: ...
 
     def put(self, manifest: dict[str, Any]) -> None:
         """Create an object, or replace its annotations, labels and spec."""

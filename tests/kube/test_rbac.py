@@ -19,6 +19,8 @@ from controller.source import Event, Ref, SourceError
 from tests.kube.test_deploy import BASE, KEY, PUBLIC_KEY, Manifest
 from tests.kube.testbed import CALICO_GROUPS, Testbed, until
 
+pytestmark = pytest.mark.long
+
 CLASSIC, NATIVE = CALICO_GROUPS
 SHIPPED: list[Manifest] = list(yaml.safe_load_all((BASE / "rbac.yaml").read_text()))
 

@@ -276,7 +276,7 @@ asyncio.run(main())
 """A process that does nothing but follow the API server. For each line of its input, so many seconds, it says what they cost."""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("nodes", [1000, 5000])
 def test_a_large_cluster_costs_little(private_kube: Testbed, nodes: int, capsys: pytest.CaptureFixture[str]) -> None:
     kube, seconds = private_kube, 10

@@ -134,6 +134,7 @@ def test_an_agent_that_is_killed_and_comes_back(mesh: KubeLab) -> None:
         assert nothing(leaks)
 
 
+@pytest.mark.long
 def test_a_data_plane_that_is_killed_and_started_again_by_the_agent(mesh: KubeLab) -> None:
     lab = mesh
     with watched(lab) as leaks:
@@ -191,6 +192,7 @@ def test_an_api_server_that_hangs_and_an_agent_that_starts_meanwhile(mesh: KubeL
         assert nothing(leaks)
 
 
+@pytest.mark.long
 def test_a_reboot_while_the_api_server_hangs(mesh: KubeLab) -> None:
     """Nothing is in the kernel and nobody to ask: the last known state on disk has it all."""
     lab, one = mesh, mesh.nodes[1]
@@ -211,6 +213,7 @@ def test_a_reboot_while_the_api_server_hangs(mesh: KubeLab) -> None:
         lab.kube.go_on(API_SERVER)
 
 
+@pytest.mark.long
 def test_a_boot_with_the_guard_that_was_kept(mesh: KubeLab) -> None:
     """wgpy-guard.service loads it before the kubelet starts. nft is all it needs: no agent, no interface, no route."""
     lab, one = mesh, mesh.nodes[1]
@@ -224,6 +227,7 @@ def test_a_boot_with_the_guard_that_was_kept(mesh: KubeLab) -> None:
         assert nothing(leaks)
 
 
+@pytest.mark.long
 def test_a_peer_that_loses_its_key_or_its_node(mesh: KubeLab) -> None:
     lab, one = mesh, mesh.nodes[1]
     manifest = lab.nodes[2].manifest()
@@ -247,6 +251,7 @@ def test_a_peer_that_loses_its_key_or_its_node(mesh: KubeLab) -> None:
         assert nothing(leaks)
 
 
+@pytest.mark.long
 def test_a_node_that_leaves_is_strict_no_more_and_the_others_refuse_it(mesh: KubeLab) -> None:
     lab, one = mesh, mesh.nodes[1]
     lab.kill_agent(1)

@@ -11,7 +11,7 @@ RANDOM = st.floats(0, 1, exclude_max=True)
 
 @given(st.integers(0, 100), st.floats(1, 100), RANDOM)
 def test_a_pause_is_never_longer_than_the_longest_and_never_none_at_all(failures: int, longest: float, random: float) -> None:
-    backoff = Backoff(failures)
+    backoff = Backoff(failures, longest)
 
     pause = backoff.after_failure(longest, None, random)
 
@@ -25,6 +25,14 @@ def test_pauses_double_and_begin_anew() -> None:
 
     backoff.reset()
     assert backoff.after_failure(3.0, None, 1.0) == pytest.approx(0.2)
+
+
+def test_another_kind_of_failure_begins_anew() -> None:
+    backoff = Backoff()
+    for _ in range(10):
+        backoff.after_failure(3.0, None, 1.0)
+
+    assert backoff.after_failure(30.0, None, 1.0) == pytest.approx(0.2)
 
 
 def test_what_the_server_asks_for_is_granted_within_reason() -> None:

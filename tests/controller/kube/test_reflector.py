@@ -279,7 +279,7 @@ async def test_a_kind_of_which_nothing_can_be_said_is_not_absent(pools: Lab, ans
 
 
 async def test_a_kind_that_vanishes_is_gone_only_after_a_while(pools: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reflector, "TROUBLED_SECONDS", 0.05)
+    monkeypatch.setattr(reflector, "MISSING_SECONDS", 0.05)
     monkeypatch.setattr(reflector, "GONE_SECONDS", 0.3)
     pools.api.on(A, serves("ippools"), says(404, "starting"), serves("ippools"), says(404, "gone"))
     of_pool = sends(event("ADDED", "p", 1, spec={"cidr": "10.0.0.0/8"}), end_of_list(2))
