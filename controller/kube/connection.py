@@ -151,7 +151,7 @@ class Connection:
                 self.heard()
                 if response.status != 401 or is_last:
                     break
-                response.close()
+                _drop(response)
                 self._is_stale = True
             assert response is not None
             if response.status >= 400:
@@ -167,7 +167,7 @@ class Connection:
             raise SourceUnavailable(f"{what}: the API server{self._at()} cannot be reached: {_reason(error)}") from None
         finally:
             if response is not None:
-                response.close()  # which keeps the connection if the answer has been read to its end
+                _drop(response)
             for client in used:
                 await client.release()
 
@@ -268,6 +268,15 @@ def _socket(address: tuple[Any, ...]) -> socket.socket:
     for option, value in KEEPALIVE:
         made.setsockopt(socket.IPPROTO_TCP, option, value)
     return made
+
+
+def _drop(response: aiohttp.ClientResponse) -> None:
+    """Let go of an answer. If it has been read to its end, its connection is kept for others; if not, it is cut: TLS would wait
+    for the other side to say goodbye, and that may be what has gone silent."""
+    connection = response.connection
+    if connection is not None and connection.transport is not None:
+        connection.transport.abort()
+    response.close()
 
 
 def _refusal(verb: str, resource: str, response: aiohttp.ClientResponse, body: bytes) -> SourceError:

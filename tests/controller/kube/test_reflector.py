@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -302,9 +303,18 @@ async def test_an_object_that_goes_bad_stays_as_it_was(pools: Lab, caplog: pytes
     good, bad = event("MODIFIED", "p", 3, spec={"cidr": "10.0.0.0/8"}), event("MODIFIED", "p", 4, spec={})
     more = event("ADDED", "q", 6, spec={"cidr": "10.1.0.0/16"})
     again = event("MODIFIED", "p", 7, spec={"cidr": "10.2.0.0/16"})
-    pools.api.on(f"{A}/ippools", sends(good, end_of_list(3)), sends(bad, bad, more), sends(again, then="hangs"))
+    meanwhile = asyncio.Event()
+
+    async def then_good(request: web.Request) -> web.StreamResponse:
+        await meanwhile.wait()
+        return await sends(again, then="hangs")(request)
+
+    pools.api.on(f"{A}/ippools", sends(good, end_of_list(3)), sends(bad, bad, more), then_good)
     pools.run(STILL)
 
+    await pools.sees("p", "q")
+    assert pools.reflector.objects[Ref("IPPool", "p")]["spec"] == {"cidr": "10.0.0.0/8"}
+    meanwhile.set()
     await pools.until(lambda: pools.reflector._version == "7")
 
     assert [record.getMessage() for record in caplog.records] == [

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from controller.kube import KubernetesSource
 from controller.kube.connection import Refused
@@ -144,12 +145,18 @@ async def test_an_event_that_could_not_be_told_is_told_the_next_time(api: Script
 
 async def test_changes_come_as_the_newest_state(api: Scripted, source: KubernetesSource) -> None:
     changes = [event("MODIFIED", "n1", number, annotations={"a": str(number)}) for number in range(3, 50)]
-    listed = api.answers[NODES][0]
-    api.on(NODES, listed, sends(*changes, then="hangs"))
+    is_listed = asyncio.Event()
+
+    async def then_changes(request: web.Request) -> web.StreamResponse:
+        await is_listed.wait()
+        return await sends(*changes, then="hangs")(request)
+
+    api.on(NODES, api.answers[NODES][0], then_changes)
     await source.list()
+    is_listed.set()
     await asyncio.sleep(0.2)
 
-    assert annotations(await source.changed())["a"] == "49"
+    assert annotations(await asyncio.wait_for(source.changed(), 5))["a"] == "49"
 
 
 async def test_a_mistake_of_ours_is_not_passed_over_in_silence(api: Scripted, tmp_path: Path) -> None:
