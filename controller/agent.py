@@ -23,11 +23,11 @@ from typing import Any, Protocol, TypeVar
 
 from controller.dataplane import DataPlaneError
 from controller.findings import Finding, findings
-from controller.history import Kind
 from controller.instance import Instance, InstanceError, Report, Rest
 from controller.mesh import Mesh
 from controller.model import Cluster, Family
 from controller.netlink import Monitor, NetlinkRefusal
+from controller.nftables import NftablesRefusal
 from controller.observe import Observation, Problem, keep_addresses
 from controller.publication import Action, Publication, expects_address
 from controller.reporter import Reporter
@@ -68,7 +68,7 @@ QUIET_SECONDS = 2.0
 LONGEST_LEAVE_SECONDS = 15.0
 _LOOK_SECONDS = 0.25
 
-Failure = (InstanceError, DataPlaneError, NetlinkRefusal, ClientError, SourceError, StateError)
+Failure = (InstanceError, DataPlaneError, NetlinkRefusal, NftablesRefusal, ClientError, SourceError, StateError)
 """What can go wrong in a pass. The message of each is one line."""
 
 
@@ -167,6 +167,7 @@ class Agent:
         self._cluster: Cluster | None = None
         self._malformed: list[Finding] = []
         self._concluded_at = -math.inf
+        self._is_over = False
         self._reporter = Reporter(source, mesh.name, node, files, options.is_strict)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -184,11 +185,12 @@ class Agent:
         finally:
             listing.cancel()
             await asyncio.gather(listing, return_exceptions=True)
+            self._is_over = True
             self._thread.shutdown()
 
     async def _begin(self, listing: "asyncio.Task[Objects]", stop: asyncio.Event) -> None:
         """Have objects to go by: the source's, or the remembered ones until it answers. Raises SourceError."""
-        remembered = self._files.objects() if self._options.remembers else None
+        remembered = self._remembered()
         seconds = None if remembered is None else 0.0 if self._options.is_strict else LIST_SECONDS
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((listing, stopping), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -198,6 +200,18 @@ class Agent:
         elif remembered is not None and not stop.is_set():
             log.info("going by the cluster as it was last, %d objects, until the source answers", len(remembered))
             self._objects = remembered
+
+    def _remembered(self) -> Objects | None:
+        """The objects to go by if the source does not answer; None if there are none that will do. They may have been kept while
+        our own Node was missing or the configuration was bad: what is no good on disk must not keep us from asking the source."""
+        objects = self._files.objects() if self._options.remembers else None
+        if objects is not None:
+            try:
+                self._check(objects)
+            except AgentError as error:
+                log.warning("not going by the cluster as it was last: %s", error)
+                return None
+        return objects
 
     async def _run(self, listing: "asyncio.Task[Objects]", stop: asyncio.Event) -> None:
         followers = [self._follow_source(listing), self._follow_kernel(), self._follow(stop), self._reporter.run()]
@@ -237,11 +251,13 @@ class Agent:
             await self._until_quiet(cluster)
             for member in self._members:
                 await self._in_thread(member.instance.disable, cluster)
+            await self._keep_guard()
+            self._files.forget_objects()  # an agent that starts without the source is not to rejoin by them
         except Failure as error:
             raise AgentError(str(error)) from None
         finally:
             self._thread.shutdown()
-        self._reporter.end(Kind.LEFT)
+        self._reporter.left()
         log.info("node %s has left the mesh", self._node)
 
     # Waking
@@ -342,11 +358,18 @@ class Agent:
         cluster = self._observe()
         if self._node not in cluster.nodes:
             for member in self._members:
-                member.say(logging.WARNING, f"node {self._node} is no longer in the cluster: leaving everything as it is")
+                member.begin()
+                member.failure = f"node {self._node} is no longer in the cluster: leaving everything as it is"
+                member.say(logging.WARNING, member.failure)
+            await self._report(cluster, time.monotonic() - began)
             return self._resync_seconds(cluster)
         pauses = [self._resync_seconds(cluster) * random.uniform(0.9, 1.1)]
         for member in self._members:
             member.begin()
+            if self._options.is_strict and not member.is_settled:
+                # In all families first of all: what comes then may take a while, or end the agent.
+                await self._attempt(member, pauses, self._in_thread(member.instance.refuse, cluster))
+        for member in self._members:
             await self._attempt(member, pauses, self._reconcile(member, cluster))
         # Only now, so that a family that cannot start stops the other before it has promised anything.
         for member in self._members:
@@ -360,7 +383,7 @@ class Agent:
         await self._keep_guard()
         # What has come meanwhile goes first, if the last report is not old.
         if not self._wake.is_set() or time.monotonic() > self._concluded_at + LONGEST_SILENCE_SECONDS:
-            await self._conclude(cluster, time.monotonic() - began)
+            await self._report(cluster, time.monotonic() - began)
             self._concluded_at = time.monotonic()
             pauses.append(self._reporter.unsettled_seconds + 0.05)
         return max(min(pauses), 0.0)
@@ -392,9 +415,19 @@ class Agent:
             member.report = await self._in_thread(member.instance.reconcile, cluster)
             return
         rest = member.rest
+        if not self._is_current:
+            # What is on disk may be from before the family was enabled: nothing is taken back before the source says so.
+            member.say(logging.INFO, f"not part of the mesh as it was last ({rest.reason}): all stays until the source answers")
+            member.is_settled = True
+            return
         member.say(logging.INFO if rest.is_expected else logging.WARNING, f"not part of the mesh: {rest.reason}")
         if not rest.keeps_key:
-            await self._withdraw(member)
+            try:
+                await self._withdraw(member)
+            except SourceError:
+                # Others go on as if there were a key, so we go on receiving. But they may have stopped to receive themselves.
+                await self._in_thread(member.instance.stop_sending, cluster)
+                raise
         await self._in_thread(member.instance.disable, cluster)
         member.publication = Publication()
         member.is_settled, member.failures = True, 0
@@ -452,6 +485,13 @@ class Agent:
         except StateError as error:
             log.warning("%s", error)
 
+    async def _report(self, cluster: Cluster, seconds: float) -> None:
+        """A report that fails costs the report."""
+        try:
+            await self._conclude(cluster, seconds)
+        except Failure as error:
+            log.warning("this pass stays without a report: %s", error)
+
     async def _conclude(self, cluster: Cluster, seconds: float) -> None:
         seen, facts = {}, {}
         for member in self._members:
@@ -471,7 +511,10 @@ class Agent:
                 yield Finding("ExternalPeerRefused", f"{member.instance.family} external peers, {number}", line)
 
     async def status(self) -> AgentStatus | None:
-        """The status of the last pass, with counters as they are on the devices now; None before the first."""
+        """The status of the last pass, with counters as they are on the devices now; None before the first, and once others are
+        in charge."""
+        if self._is_over:
+            return None
         status, cluster = self._reporter.status, self._cluster
         if status is None or cluster is None:
             return status
@@ -479,7 +522,7 @@ class Agent:
         for family, member in zip(status.families, self._members):
             snapshot = await self._in_thread(member.instance.snapshot, cluster) if family.is_enabled else None
             families.append(refreshed(family, snapshot, time.time()) if family.is_enabled else family)
-        return replace(status, at=time.time(), families=tuple(families))
+        return replace(status, at=time.time(), source=self._reporter.source_status(), families=tuple(families))
 
     # Undoing and leaving
 

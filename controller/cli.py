@@ -109,6 +109,7 @@ def mesh(arguments: list[str]) -> int:
     parser = _parser("mesh", mesh)
     add_arguments(parser)
     options = parser.parse_args(arguments)
+    logging.getLogger("controller.kube").setLevel(logging.CRITICAL)  # what fails is said in one line, by us
     return show(options.state, lambda: asyncio.run(_pods(options)), options.output)
 
 
@@ -140,7 +141,7 @@ async def _agent(options: argparse.Namespace, around: _Surroundings) -> None:
     stop, end = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda: (end.set(), stop.set()))
+        loop.add_signal_handler(number, _set, end, stop)
     loop.add_signal_handler(STEP_ASIDE, stop.set)
     spawner = Spawner(options.data_plane, options.state) if options.spawn else None
     behaviour = Options(options.resync, remembers=options.directory is None, is_strict=options.strict)
@@ -155,6 +156,11 @@ async def _agent(options: argparse.Namespace, around: _Surroundings) -> None:
             )
             around.files.close()
             await end.wait()
+
+
+def _set(*events: asyncio.Event) -> None:
+    for event in events:
+        event.set()
 
 
 @asynccontextmanager
@@ -205,7 +211,9 @@ def _mesh(options: argparse.Namespace) -> Mesh:
         raise AgentError("Flannel's networks stand in no object: give its net-conf.json with --net-conf FILE")
     try:
         return Flannel(parse_net_conf(options.net_conf.read_text()))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise AgentError(f"cannot read {options.net_conf}: {error.strerror}") from None
+    except ValueError as error:
         raise AgentError(f"{options.net_conf}: {error}") from None
 
 
@@ -304,6 +312,9 @@ def _acting_parser(verb: str, function: Callable[[list[str]], int]) -> _Parser:
     parser = _parser(verb, function)
     parser.add_argument(
         "--external-peers", type=Path, metavar="FILE", help="peers that are no nodes: [Peer] sections as in wg(8)'s files"
+    )
+    parser.add_argument(
+        "--net-conf", type=Path, metavar="FILE", help="Flannel's net-conf.json, as every flanneld has it (with --mesh flannel)"
     )
     parser.add_argument("--verbose", action="store_true", help="log every step")
     numbers = parser.add_argument_group(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from controller import guard as firewall
 from controller.apply import Place, apply_steps, read_state, summary
 from controller.dataplane import Spawner
 from controller.desired import (
@@ -30,7 +31,7 @@ from controller.guard import refused, ruleset
 from controller.masquerade import MasqueradeUnavailable
 from controller.model import Cluster, Family
 from controller.netlink import Kernel
-from controller.plan import plan
+from controller.plan import plan, union
 from controller.state import Device, Guard, Link, State
 from controller.statefiles import Assigned, StateFiles, public_key
 from controller.status import Seen
@@ -131,6 +132,9 @@ class Instance:
         place = self._place(cluster, wanted)
         desired = self._desired(cluster, identity, place)
         old_name = assigned.interface if assigned.interface != wanted else None
+        if desired.guard is not None:
+            # Before the data plane is asked, which may not answer. An interface of another name still has its packets.
+            self._refuse(old_name or wanted, desired.guard)
         found = read_state(self._kernel, place)
         if found.device is None:
             clear_abandoned()  # one dead socket hides the metrics of all others from Felix (calico.md 16)
@@ -156,6 +160,13 @@ class Instance:
         self._save(assigned, place.interface, desired)
         return replace(report, can_receive=True)
 
+    def refuse(self, cluster: Cluster) -> None:
+        """In strict mode, refuse what is to be refused, on top of what is refused already. It takes no key, data plane or
+        interface. Raises NftablesRefusal."""
+        wanted = self._kept_guard(cluster)
+        if wanted is not None:
+            self._refuse(self._current_place(cluster).interface, wanted)
+
     def disable(self, cluster: Cluster) -> None:
         """Take everything back but the interface itself, which is left down."""
         names = {self.interface(cluster), self._current_place(cluster).interface}
@@ -163,10 +174,11 @@ class Instance:
             self._disable(Place(self.family, name, self._numbers.table), self._kept_guard(cluster))
 
     def stop_sending(self, cluster: Cluster) -> None:
-        """Send in clear from now on, but go on receiving: the first half of leaving."""
+        """Send in clear from now on (in strict mode: nothing that is to be encrypted), but go on receiving: the first half of
+        leaving, and what is left to do where a key cannot be withdrawn."""
         place = self._current_place(cluster)
         found = read_state(self._kernel, place)
-        self._apply(place, replace(found, rules=frozenset(), guard=None), found)
+        self._apply(place, replace(found, rules=frozenset(), guard=self._kept_guard(cluster)), found)
 
     def snapshot(self, cluster: Cluster) -> DeviceSnapshot | None:
         """The device as it is now, None if nobody answers for it."""
@@ -181,14 +193,15 @@ class Instance:
             return Seen(at=time.time())
         place = self._current_place(cluster)
         link = self._kernel.find_link(place.interface)
-        inbound, outbound = refused(self.family) or (0, 0)
+        counts = refused(self.family)
+        inbound, outbound = counts or (0, 0)
         return Seen(
             at=time.time(),
             public_key=self._identity().public_key,
             interface=place.interface,
             mtu=link.link.mtu if link else None,
             snapshot=self.snapshot(cluster),
-            is_refusing=self.guard != "",
+            is_refusing=counts is not None,
             refused_inbound=inbound,
             refused_outbound=outbound,
         )
@@ -201,8 +214,9 @@ class Instance:
             return facts
         link = self._kernel.find_link(interface)
         felix = self._kernel.find_link(cluster.felix.of(self.family).interface)
-        address = cluster.nodes[self._node].of(self.family).address
-        underlay = self._kernel.underlay(address) if address is not None else None
+        own = cluster.nodes.get(self._node)
+        address = own.of(self.family).address if own is not None else None
+        underlay = self._kernel.underlay(address, interface) if address is not None else None
         return replace(
             facts,
             public_key=self._identity().public_key,
@@ -229,13 +243,20 @@ class Instance:
 
     # The parts of reconcile
 
+    def _refuse(self, interface: str, wanted: Guard) -> None:
+        found = firewall.found(self.family, interface)
+        both = union(wanted, found)
+        if both is not None and (found is None or both != replace(found, workloads=both.workloads, exempt=both.exempt)):
+            firewall.put(self.family, interface, both)
+            self.guard = ruleset(self.family, interface, both)
+
     def _identity(self) -> Identity:
         private_key = self._files.private_key(self.family)
         return Identity(self._node, private_key, public_key(private_key))
 
     def _place(self, cluster: Cluster, interface: str) -> Place:
         address = cluster.nodes[self._node].of(self.family).address
-        underlay = self._kernel.underlay(address) if address is not None else None
+        underlay = self._kernel.underlay(address, interface) if address is not None else None
         if underlay is None:
             self._say("underlay", f"the node's address {address} is on no link here: taking an underlay MTU of 1500")
         self.links = frozenset({interface, cluster.felix.of(self.family).interface} | ({underlay.name} if underlay else set()))
@@ -256,7 +277,7 @@ class Instance:
 
     def _policy(self, cluster: Cluster) -> Policy:
         felix = cluster.felix.of(self.family).interface
-        return Policy(self._is_strict, self._external_peers.current(), Policy().workloads | {felix})
+        return Policy(self._is_strict, self._external_peers.current(), cluster.felix.workloads | {felix})
 
     def _start_data_plane(self, spawner: Spawner, place: Place, found: State) -> State:
         """The state found once it answers."""
@@ -346,7 +367,8 @@ class Instance:
         Felix's own interface may pass it: it encrypts, too."""
         if not (self._is_strict and cluster.felix.of(self.family).enabled):
             return None
-        return desired_state(cluster, self.family, self._identity(), self._numbers, None, self._policy(cluster)).guard
+        nobody = Identity(self._node, NO_KEY, NO_KEY)  # what is refused does not depend on keys, which may be lost
+        return desired_state(cluster, self.family, nobody, self._numbers, None, self._policy(cluster)).guard
 
     def _say(self, topic: str, message: str) -> None:
         """Log a message when it is new on its topic; an empty one ends the topic."""

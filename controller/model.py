@@ -43,6 +43,7 @@ class FelixConfiguration:
     ``table_ranges``: routing tables that are Felix's, from and to. ``mark_mask``: mark bits that are Felix's.
     ``mtu_interface_pattern``: the links that have a say in the underlay's MTU. ``has_metrics``: of WireGuard.
     ``lacks_ipv6``: WireGuard over IPv6 is asked for, and stays off as Felix has no IPv6 here (``ipv6Support``).
+    ``workloads``: the names of local pods' interfaces (a ``*`` at the end is any ending).
     ``selected``: the configurations that select this node, the one that counts first.
     """
 
@@ -61,6 +62,7 @@ class FelixConfiguration:
     has_metrics: bool = True
     lacks_ipv6: bool = False
     selected: tuple[str, ...] = ()
+    workloads: frozenset[str] = frozenset({"cali*"})
 
     def of(self, family: Family) -> WireguardConfiguration:
         return self.ipv4 if family is Family.IPV4 else self.ipv6

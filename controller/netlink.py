@@ -173,18 +173,20 @@ class Kernel:
             found = list(self._netlink.get_rules(family=_FAMILIES[family]))
         return frozenset(_parse_rule(message) for message in found if message.get_attr("FRA_TABLE") == table)
 
-    def underlay(self, address: Address) -> Underlay | None:
-        """The link on which ``address`` is, None where it is on none (behind NAT, for one)."""
+    def underlay(self, address: Address, interface: str | None = None) -> Underlay | None:
+        """The link on which ``address`` is, None where it is on none (behind NAT, for one). Our own ``interface`` does not count:
+        with host encryption it may have the node's address, too."""
+        own = self.find_link(interface) if interface is not None else None
         family = _FAMILIES[Family(address.version)]
         with _refusals("read addresses"):
             holders = [m["index"] for m in self._netlink.get_addr(family=family) if ip_address(_local(m)) == address]
+            holders = [index for index in holders if own is None or index != own.index]
             if not holders:
                 return None
             message = self._netlink.get_links(holders[0])[0]
         specification = message.get_attr("IFLA_AF_SPEC")
         configuration = specification.get_attr("AF_INET") if specification is not None else None
-        own = int(configuration.get("rp_filter", 0)) if configuration else 0
-        strictness = max(own, _all_links_rp_filter())
+        strictness = max(int(configuration.get("rp_filter", 0)) if configuration else 0, _all_links_rp_filter())
         return Underlay(message.get_attr("IFLA_IFNAME"), message.get_attr("IFLA_MTU"), strictness == STRICT)
 
     # Changing

@@ -128,7 +128,7 @@ def plan(desired: State, actual: State) -> tuple[Step, ...]:
 def _steps(desired: State, actual: State) -> Iterator[Step]:
     missing_rules = sorted(desired.rules - actual.rules, key=_rule_order)
     wrong_rules = sorted(actual.rules - desired.rules, key=_rule_order)
-    guard = _both(desired.guard, actual.guard)
+    guard = union(desired.guard, actual.guard)
     if desired.guard is not None and guard != actual.guard:
         yield SetGuard(guard)
     if not desired.is_promised:
@@ -147,7 +147,8 @@ def _steps(desired: State, actual: State) -> Iterator[Step]:
     withdrawn, given = _route_steps(desired.routes, actual.routes)
     yield from withdrawn
     if desired.device is not None and actual.device is not None:
-        yield from _device_steps(desired.device, actual.device)
+        goes_up = bool(desired.link and actual.link and desired.link.is_up and not actual.link.is_up)
+        yield from _device_steps(desired.device, actual.device, goes_up)
     yield from given
     if not sends_on:
         yield from _address_steps(desired, actual)
@@ -163,8 +164,8 @@ def _steps(desired: State, actual: State) -> Iterator[Step]:
         yield SetGuard(desired.guard)
 
 
-def _both(desired: Guard | None, actual: Guard | None) -> Guard | None:
-    """The guard while things change: as desired, but what was protected stays so."""
+def union(desired: Guard | None, actual: Guard | None) -> Guard | None:
+    """The guard while things change: as ``desired``, but what is protected stays so."""
     if desired is None or actual is None:
         return desired or actual
     return replace(desired, protected=widest(desired.protected | actual.protected))
@@ -258,10 +259,12 @@ def _remove_order(route: Route) -> tuple[int, int, str, int]:
 # The device ---------------------------------------------------------------------------------------------------------
 
 
-def _device_steps(desired: Device, actual: Device) -> Iterator[Step]:
+def _device_steps(desired: Device, actual: Device, goes_up: bool) -> Iterator[Step]:
+    """``goes_up``: the link was down until now. Only one that is up takes its port, and only who asks for it is told that
+    somebody else has it."""
     device = SetDevice(
         private_key=_changed(desired.private_key, actual.private_key),
-        listen_port=_changed(desired.listen_port, actual.listen_port),
+        listen_port=desired.listen_port if goes_up else _changed(desired.listen_port, actual.listen_port),
         fwmark=_changed(desired.fwmark, actual.fwmark),
     )
     if device != SetDevice():

@@ -18,7 +18,7 @@ from controller.history import Entry, History, Kind, changes, entry
 from controller.model import Cluster, Family
 from controller.source import Event, Source, SourceError
 from controller.statefiles import StateError, StateFiles
-from controller.status import AgentStatus, Seen, SourceStatus, family_status, from_json, to_json
+from controller.status import AgentStatus, FamilyStatus, Seen, SourceStatus, family_status, from_json, to_json
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +77,20 @@ class Reporter:
         self._status = replace(self._status, at=now, started_at=now)
         self._history.write([entry(now, Kind.AGENT_STARTED, version=wgpy.__version__)])
 
-    def end(self, kind: Kind = Kind.AGENT_STOPPED) -> None:
-        self._history.write([entry(time.time(), kind)])
+    def end(self) -> None:
+        self._history.write([entry(time.time(), Kind.AGENT_STOPPED)])
+
+    def left(self) -> None:
+        """The node has left the mesh: so says the status, too, until an agent has more to say."""
+        now = time.time()
+        families = tuple(FamilyStatus(family, rest="this node has left the mesh (wgpy leave)") for family in Family)
+        source = self.source_status()
+        status = replace(self._status, at=now, source=source, passes=1, passed_at=now, families=families)
+        try:
+            self._files.save_status(to_json(status))
+        except StateError as error:
+            log.warning("%s", error)
+        self._history.write([entry(now, Kind.LEFT)])
 
     def conclude(
         self,
@@ -100,7 +112,7 @@ class Reporter:
         self._status = replace(
             self._status,
             at=now,
-            source=self._source_status(),
+            source=self.source_status(),
             passes=self._status.passes + 1,
             failures=self._status.failures + (not is_success),
             passed_at=now if is_success else self._status.passed_at,
@@ -134,7 +146,8 @@ class Reporter:
         except (ValueError, StateError):
             return None
 
-    def _source_status(self) -> SourceStatus:
+    def source_status(self) -> SourceStatus:
+        """How the source is just now."""
         health = self._source.health()
         return SourceStatus(self._status.source.name, *health)
 

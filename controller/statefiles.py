@@ -145,6 +145,13 @@ class StateFiles:
             log.warning("%s cannot be read: starting without it", self.path / "objects.json")
             return None
 
+    def forget_objects(self) -> None:
+        """Have none to go by. Raises StateError."""
+        try:
+            (self.path / "objects.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise StateError(f"cannot remove {self.path / 'objects.json'}: {error.strerror}") from None
+
     def save_objects(self, objects: Objects) -> None:
         text = json.dumps([(*ref, manifest) for ref, manifest in objects.items()], separators=(",", ":"))
         self._write(self.path / "objects.json", text)
@@ -201,15 +208,29 @@ def _is_locked(descriptor: int) -> bool:
 def _steps_aside(holder: str, descriptor: int) -> bool:
     """Ask the process that holds the lock to let it go; whether we have it then."""
     try:
+        if not _has_open(int(holder), descriptor):
+            return False  # it is in another container, and its number is somebody else's here
         os.kill(int(holder), STEP_ASIDE)
     except (ValueError, OSError):
-        return False  # it is in another container, for one
+        return False
     deadline = time.monotonic() + STEP_ASIDE_SECONDS
     while not _is_locked(descriptor):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)
     return True
+
+
+def _has_open(process: int, descriptor: int) -> bool:
+    """Whether a process has the same file open. Raises OSError if there is no such process, or it is not ours to look at."""
+    own = os.fstat(descriptor)
+    for entry in os.scandir(f"/proc/{process}/fd"):
+        try:
+            if os.path.samestat(os.stat(entry.path), own):
+                return True
+        except OSError:
+            continue  # closed meanwhile
+    return False
 
 
 def clamp(private_key: bytes) -> bytes:

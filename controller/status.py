@@ -240,6 +240,8 @@ def _peers(
             why = f"this node: {seen.rest}"
         elif name in refusals:
             why = refusals[name]
+        elif not cluster.felix.syncs_routes:
+            why = "no routes: routeSyncDisabled is on"
         elif key is None or (found := device.get(key)) is None:
             why = seen.waits_for or seen.failure or "not on the device yet"
             if last is not None and last.traffic is not Traffic.CLEAR:

@@ -160,7 +160,9 @@ class Connection:
             yield response
         except (aiohttp.ClientConnectorCertificateError, ssl.SSLCertVerificationError) as error:
             self._is_stale = True
-            raise SourceError(f"{what}: the API server's certificate is not trusted: {_one_line(error)}") from None
+            cause = getattr(error, "certificate_error", error)
+            reason = _one_line(getattr(cause, "verify_message", None) or cause)
+            raise SourceError(f"{what}: the certificate of the API server{self._at()} is not trusted: {reason}") from None
         except TimeoutError:
             raise SourceUnavailable(f"{what}: the API server{self._at()} does not answer in time") from None
         except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:

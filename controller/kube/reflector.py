@@ -154,8 +154,8 @@ class Reflector:
             longest = UNREACHABLE_SECONDS
         elif isinstance(error, Refused) and error.status == 404:
             self._version, longest = "", TROUBLED_SECONDS  # no longer served, perhaps: discovery will tell
-        if not isinstance(error, SourceUnavailable) and str(error) != str(self.failure):
-            log.warning("%s%s", error, "; what was known stays" if self.is_synced else "")
+        if self.is_synced and not isinstance(error, SourceUnavailable) and str(error) != str(self.failure):
+            log.warning("%s; what was known stays", error)  # before the first list, who asked for it is told instead
         self.counts.errors += 1
         if not isinstance(error, Gone):
             self.failure, self.is_current = error, False

@@ -148,7 +148,7 @@ class KubernetesSource:
         troubles = [str(each.failure) for each in self._reflectors.values() if each.failure is not None and each.is_troubled]
         if troubles and not self._trouble:
             self._trouble = troubles[0]
-            log.warning("%s; what is known stays, and we go on trying", self._trouble)
+            log.warning("%s; %swe go on trying", self._trouble, "what is known stays, and " if self._is_listed() else "")
         elif self._trouble and self._is_current():
             self._trouble = ""
             log.info("following the API server again")

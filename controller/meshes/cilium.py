@@ -159,6 +159,7 @@ def _configuration(family: Family | None) -> FelixConfiguration:
     felix = FelixConfiguration()
     return replace(
         felix,
+        workloads=frozenset({"lxc*", "cilium_*"}),
         ipv4=replace(felix.ipv4, enabled=family is Family.IPV4, port=PORT, interface=INTERFACE),
         ipv6=replace(felix.ipv6, enabled=family is Family.IPV6, port=PORT, interface=INTERFACE),
     )

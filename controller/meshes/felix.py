@@ -193,6 +193,14 @@ def _parse_pattern(value: Any) -> str:
     return str(value)
 
 
+def _parse_workloads(value: Any) -> frozenset[str]:
+    """The beginnings of the names of pods' interfaces, with commas in between."""
+    prefixes = value.split(",") if isinstance(value, str) else [""]
+    if not all(re.fullmatch(r"[a-zA-Z0-9_.-]{1,15}", prefix) for prefix in prefixes):
+        raise ValueError(f"not the beginnings of interfaces' names, such as cali,tap: {shown(value)}")
+    return frozenset(f"{prefix}*" for prefix in prefixes)
+
+
 def _parse_route_source(value: Any) -> str:
     for source in ("CalicoIPAM", "WorkloadIPs"):
         if isinstance(value, str) and value.lower() == source.lower():
@@ -235,6 +243,7 @@ _SHARED_FIELDS = {
     "route_source": "routeSource",
     "mtu_interface_pattern": "mtuIfacePattern",
     "has_metrics": "prometheusWireGuardMetricsEnabled",
+    "workloads": "interfacePrefix",
 }
 _FAMILY_FIELDS = {
     "enabled": "wireguardEnabled",
@@ -265,6 +274,7 @@ PARAMETERS = (
     Parameter("nftablesMarkMask", _parse_mask),
     Parameter("mtuIfacePattern", _parse_pattern, name="MTUIfacePattern"),
     Parameter("ipv6Support", parse_bool, none=False),
+    Parameter("interfacePrefix", _parse_workloads),
 )
 
 PATHS = (

@@ -61,6 +61,9 @@ OVERHEAD = 80
 
 KINDS: Mapping[str, Kind] = MappingProxyType({NODE: Kind(NODE, "nodes", ("v1",))})
 
+_BRIDGE = "cni0"
+"""The bridge that Flannel's CNI plugin puts pods on, unless its own configuration says otherwise."""
+
 _INTERFACES = {Family.IPV4: "flannel-wg", Family.IPV6: "flannel-wg-v6"}
 _MULTICAST = {Family.IPV4: "224.0.0.0/4", Family.IPV6: "ff00::/8"}
 _ADDRESS_PARSERS = {family: of_family(family, parse_address) for family in Family}
@@ -260,7 +263,7 @@ class Flannel:
         versions = {block.cidr.version for block in own_blocks}
         felix = FelixConfiguration()
         ipv4, ipv6 = (self._wireguard(family, felix.of(family), family.value in versions) for family in Family)
-        return replace(felix, ipv4=ipv4, ipv6=ipv6, keepalive=self.net_conf.keepalive)
+        return replace(felix, ipv4=ipv4, ipv6=ipv6, keepalive=self.net_conf.keepalive, workloads=frozenset({_BRIDGE}))
 
     def _wireguard(self, family: Family, base: WireguardConfiguration, has_range: bool) -> WireguardConfiguration:
         conf = self.net_conf.families.get(family)

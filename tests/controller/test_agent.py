@@ -355,6 +355,8 @@ def test_leaving_withdraws_the_key_and_takes_everything_down(lab: Lab, is_agent_
     assert one.key() is None and one.rules() == [] and one.routes() == {} and one.peers() == {}
     assert not one.link(WG4)[0]
     lab.until(lambda: two.routes().get("10.42.1.0/26") == "throw", "the others talk to it in clear")
+    shown = one.run_agent(verb="mesh")
+    assert shown.returncode == 0 and "IPv4  not part of the mesh: this node has left the mesh" in shown.stdout
     if is_agent_running:
         assert "stepping aside" in one.log and one.agents[0].poll() is None, "a process that ended would be started again"
         time.sleep(1)
@@ -396,6 +398,27 @@ def test_a_port_in_use_is_one_line_and_nothing_is_left(lab: Lab) -> None:
     assert last.startswith(f"wgpy agent: {WG6}: UDP port 51821 is in use by another process: "), ended.stderr
     assert "Traceback" not in ended.stderr
     lab.until(lambda: nothing_is_left(lab), "nothing is left, of the other family either", allocating=False)
+
+
+def test_a_port_that_was_taken_while_all_was_off_is_found_and_no_key_published(lab: Lab) -> None:
+    if lab.data_plane:
+        pytest.skip("wireguard-go tells nobody: an interface that is taken up without its port just stays silent")
+    one = lab.add_node(1)
+    one.start_agent()
+    lab.until(lambda: one.key() is not None, "in the mesh")
+    lab.felix(wireguardEnabled=False)
+    lab.until(lambda: one.key() is None and not one.link(WG4)[0], "switched off")
+    one.start("python3", "-c", "import socket,time; s=socket.socket(2,2); s.bind(('', 51820)); time.sleep(60)")
+    lab.until(lambda: "51820" in one.run("ss", "-nul"), "somebody has the port")
+
+    lab.felix()
+
+    lab.until(lambda: "UDP port 51820 is in use by another process: " in one.log, "it is said")
+    assert one.key() is None and "Traceback" not in one.log
+    for pid in one.processes("socket,time"):
+        os.kill(pid, signal.SIGKILL)
+    lab.until(lambda: one.key() is not None and one.run("wg", "show", WG4, "listen-port").strip() == "51820", "in the mesh again")
+    assert ":51820 " in one.run("ss", "-nul")
 
 
 @pytest.mark.parametrize(

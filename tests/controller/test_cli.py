@@ -4,9 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from controller.cli import agent, leave
 
@@ -84,6 +87,43 @@ def test_an_empty_directory_has_no_such_node(tmp_path: Path) -> None:
     assert done.stderr == (
         "wgpy agent: there is no node 'n1' in the cluster, only none at all: say with --node which one this is\n"
     )
+
+
+@needs_root
+@pytest.mark.parametrize("verb", ["agent", "leave"])
+def test_flannels_mesh_needs_its_net_conf(tmp_path: Path, verb: str) -> None:
+    options = ("--directory", str(tmp_path), "--mesh", "flannel")
+
+    without, wrong = run(tmp_path, verb, *options), run(tmp_path, verb, *options, "--net-conf", str(tmp_path / "none"))
+
+    assert without.returncode == wrong.returncode == 1
+    assert without.stderr.startswith(f"wgpy {verb}: Flannel's networks stand in no object: ")
+    assert wrong.stderr == f"wgpy {verb}: cannot read {tmp_path / 'none'}: No such file or directory\n"
+
+
+SHIPPED = sorted((ROOT / "deploy" / "kustomize").rglob("*.yaml"))
+
+
+def commands(value: Any) -> Iterator[list[str]]:
+    """The agent's command lines in a manifest, and in the patches inside of one."""
+    if isinstance(value, str) and "\n" in value:
+        for document in yaml.safe_load_all(value):
+            yield from commands(document)
+    elif isinstance(value, dict):
+        if value.get("command", [])[:2] == ["wgpy", "agent"]:
+            yield [*value["command"], *value.get("args", [])]
+        yield from (found for each in value.values() for found in commands(each))
+    elif isinstance(value, list):
+        yield from (found for each in value for found in commands(each))
+
+
+def test_the_agent_understands_what_is_shipped(capsys: pytest.CaptureFixture[str]) -> None:
+    found = [words for path in SHIPPED for words in commands(path.read_text())]
+    assert len(found) > 1
+    for words in found:
+        with pytest.raises(SystemExit):
+            agent([*words[2:], "--frobnicate"])
+        assert capsys.readouterr().err.startswith("wgpy agent: unrecognized arguments: --frobnicate ("), words
 
 
 @needs_root

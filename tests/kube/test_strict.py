@@ -258,6 +258,8 @@ def test_a_node_that_leaves_is_strict_no_more_and_the_others_refuse_it(mesh: Kub
     with watched(lab) as leaks:
         left = one.run_agent(verb="leave")
         assert left.returncode == 0, left.stderr
+        assert not (one.state / "guard.nft").exists(), "at the next boot neither"
+        assert not (one.state / "objects.json").exists(), "nor does an agent rejoin that finds no API server"
         time.sleep(0.5)
         seen = leaks()
         assert seen["sent by n1"] and seen["come to n1's pod"], "it wants no part of it"

@@ -226,6 +226,8 @@ class Process:
         head = device.snapshot([])
         if self._sockets.is_bound:
             head = replace(head, listen_port=self._sockets.port)
+        elif self._unreadiness() is not None:
+            head = replace(head, listen_port=0)  # it has none, as wireguard-go would say
         peers = (device.peer_snapshot(peer) for peer in list(device.peers.values()) if device.peers.get(peer.public_key) is peer)
         return format_get_chunks(head, peers)
 
@@ -249,12 +251,16 @@ class Process:
 
     def _set_sockets(self, changes: Iterable[Change]) -> None:
         device = self.device
-        port, fwmark = device.listen_port, device.fwmark
+        asked_for, port, fwmark = False, device.listen_port, device.fwmark
         for change in changes:
             if isinstance(change, SetDevice):
+                asked_for = asked_for or change.listen_port is not None
                 port = port if change.listen_port is None else change.listen_port
                 fwmark = fwmark if change.fwmark is None else change.fwmark
         if not device.is_up:
+            if asked_for and self._unreadiness() is not None:
+                self._bind(port, fwmark)  # who asks for a port of an interface that is up is told whether it has it
+                self._unbind()
             return
         if port != device.listen_port and port != self._sockets.port:
             self._bind(port, fwmark)

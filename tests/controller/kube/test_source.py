@@ -83,7 +83,7 @@ async def test_trouble_is_logged_once_and_so_is_its_end(
     await listing
 
     assert [record.getMessage() for record in caplog.records] == [
-        "cannot watch nodes: the API server is in trouble (503): starting; what is known stays, and we go on trying",
+        "cannot watch nodes: the API server is in trouble (503): starting; we go on trying",
         "following the API server again",
     ]
 

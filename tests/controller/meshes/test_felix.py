@@ -84,7 +84,7 @@ def test_every_parameter_is_one_of_calicos_documented_fields() -> None:
         wireguardInterfaceName wireguardInterfaceNameV6 wireguardMTU wireguardMTUV6 wireguardHostEncryptionEnabled
         wireguardKeepAlive prometheusWireGuardMetricsEnabled routeTableRanges routeTableRange routeSource
         routeRefreshInterval routeSyncDisabled deviceRouteProtocol iptablesMarkMask nftablesMarkMask mtuIfacePattern
-        ipv6Support
+        ipv6Support interfacePrefix
     """
 
     assert [parameter.field for parameter in PARAMETERS] == documented.split()

@@ -164,8 +164,11 @@ async def test_a_port_that_is_free_later_is_bound_when_it_is_asked_for_again(
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("", 5432))
         ip(f"link set {NAME} up")
-        assert (await running.get()).listen_port == 5432
+        assert (await running.get()).listen_port == 0
         assert not await is_up(running)
+        with pytest.raises(ClientError) as refused:
+            await running.set(SetDevice(listen_port=5432))
+        assert refused.value.errno == errno.EADDRINUSE
     assert "UDP port 5432 cannot be bound: Address already in use; choose another" in caplog.text
 
     await running.set(SetDevice(listen_port=5433))
