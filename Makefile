@@ -11,7 +11,7 @@ READY := .venv/.ready
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.cache/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench setup-kernel-vm setup-kube setup-image fmt lint quick check test pytest kube cov demo bench clean
+.PHONY: help setup setup-bench setup-kernel-vm setup-kube setup-image fmt lint quick check test patient-lint pytest kube cov demo bench clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## *(.*)/\1\t\2/' | expand -t 13
@@ -46,9 +46,12 @@ quick: setup  ## the tests that need neither root nor time
 
 check: lint quick  ## what to run before a commit
 
-# The first tests are the quick ones, which leave a core to the linters.
+# The first tests are the quick ones, which leave the linters a core, or what they can spare of it.
 test: setup-kube  ## everything but what takes minutes, with real traffic and a real API server (needs root)
-	@$(MAKE) --no-print-directory -j2 lint pytest
+	@$(MAKE) --no-print-directory -j2 patient-lint pytest
+
+patient-lint: setup
+	@nice -n 19 $(MAKE) --no-print-directory lint
 
 pytest: setup
 	$(PYTHON) -m pytest -m 'not long' $(ARGS)
