@@ -555,6 +555,7 @@ class Agent:
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
     try:
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):  # before Python 3.12 wait_for can swallow a cancellation
+            await event.wait()
     except TimeoutError:
         pass
