@@ -18,6 +18,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
@@ -53,7 +54,7 @@ LONGEST_SILENCE_SECONDS = 5.0
 """How long, while one change follows the other, a pass may end without a report."""
 
 LIST_SECONDS = 5.0
-"""How long a start waits for the source before it goes by the objects it remembers. Strict mode does not wait."""
+"""How long a start waits for the source before it goes by the objects it remembers. Strict mode refuses meanwhile."""
 
 REMEMBER_SECONDS = 10.0
 REMEMBER_SHARE = 100
@@ -191,7 +192,9 @@ class Agent:
     async def _begin(self, listing: "asyncio.Task[Objects]", stop: asyncio.Event) -> None:
         """Have objects to go by: the source's, or the remembered ones until it answers. Raises SourceError."""
         remembered = self._remembered()
-        seconds = None if remembered is None else 0.0 if self._options.is_strict else LIST_SECONDS
+        if remembered is not None and self._options.is_strict:
+            await self._refuse(remembered)
+        seconds = None if remembered is None else LIST_SECONDS
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((listing, stopping), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -200,6 +203,16 @@ class Agent:
         elif remembered is not None and not stop.is_set():
             log.info("going by the cluster as it was last, %d objects, until the source answers", len(remembered))
             self._objects = remembered
+
+    async def _refuse(self, remembered: Objects) -> None:
+        """Refuse what strict mode refused last, before anything is waited for. To encrypt by old objects is not as urgent: a
+        range may have another owner by now."""
+        cluster = self._mesh.observe(remembered, self._node).cluster
+        for member in self._members:
+            try:
+                await self._in_thread(member.instance.refuse, cluster)
+            except Failure as error:
+                log.error("%s: cannot refuse what is in clear: %s", member.instance.family, error)
 
     def _remembered(self) -> Objects | None:
         """The objects to go by if the source does not answer; None if there are none that will do. They may have been kept while
@@ -237,6 +250,9 @@ class Agent:
             for watcher in watchers:
                 watcher.cancel()
             await asyncio.gather(*watchers, return_exceptions=True)
+            if self._options.remembers and self._is_current:
+                with suppress(StateError):  # then the next agent goes by those of a while ago
+                    self._files.save_objects(self._objects)
 
     async def leave(self) -> None:
         """Withdraw the keys, wait until peers no longer send to us, take everything down. Raises AgentError."""
@@ -435,6 +451,7 @@ class Agent:
     async def _publish(self, member: _Member, cluster: Cluster, report: Report, pauses: list[float]) -> None:
         """Publish the key of a family that can receive, and count it as settled."""
         if report.waits_for is not None:
+            member.is_settled = True  # it is right as far as it can be: whoever starts the data plane may take their time
             member.failures += 1
             pauses.append(min(retry_seconds(member.failures), LONGEST_WAIT_SECONDS))
         if not report.can_receive:

@@ -18,7 +18,7 @@ from ipaddress import ip_interface, ip_network
 
 from controller.model import Address, Cluster, Family, Node
 from controller.prefixes import LongestMatch, known, overlapping, widest
-from controller.state import TWIN_METRIC, Device, Guard, Link, Route, RouteKind, Rule, State, sorted_prefixes
+from controller.state import ROUTE_PROTOCOL, TWIN_METRIC, Device, Guard, Link, Route, RouteKind, Rule, State, sorted_prefixes
 from wgpy.config import NO_KEY, Endpoint, PeerConfig, Prefix
 from wgpy.wgconf import format_key
 
@@ -218,7 +218,7 @@ def desired_state(
     return State(
         link=Link(is_up=True, mtu=mtu),
         addresses=frozenset() if address is None else frozenset({ip_interface(address)}),
-        routes=_routes(family, felix.route_protocol, into_device, clear | widest(own_ranges), refused)
+        routes=_routes(family, felix.route_protocol or ROUTE_PROTOCOL, into_device, clear | widest(own_ranges), refused)
         if felix.syncs_routes
         else frozenset(),
         rules=frozenset({Rule(priority, numbers.fwmark, numbers.fwmask)}),

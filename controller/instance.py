@@ -115,11 +115,11 @@ class Instance:
         self.links = frozenset({configuration.interface, self.interface(cluster)})
         if not configuration.enabled:
             return Rest("not enabled in FelixConfiguration", is_expected=True)
-        if cluster.nodes[self._node].of(self.family).address is None:
-            return Rest(f"this node has no {self.family} address")
         felix = self._kernel.find_link(configuration.interface)
         if felix is not None and felix.kind == FELIX_LINK_KIND:
             return Rest(f"Felix has WireGuard itself here, on {configuration.interface}", keeps_key=True)
+        if cluster.nodes[self._node].of(self.family).address is None:
+            return Rest(f"this node has no {self.family} address")
         return None
 
     def reconcile(self, cluster: Cluster) -> Report:

@@ -283,7 +283,7 @@ class Reflector:
         self._next_list = time.monotonic() + jittered(resync_seconds(size), random.random())
         self.counts.lists += 1
         self.is_synced = True
-        self._backoff.reset()
+        # Failures are forgotten when a watch has lasted: lists that succeed and watches that do not would be a storm of lists.
         if has_changed:
             self._notify()
         self._worked()
