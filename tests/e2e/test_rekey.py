@@ -30,7 +30,6 @@ def handshakes(tunnel: Tunnel) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.waits
 def test_a_rekey_under_a_thousand_packets_a_second_loses_none(standing: Callable[..., Tunnel]) -> None:
     """All pairs at the same time, to save some. The first end of a pair is the one that began, and so the one that rekeys."""
     pairs = [standing(kinds, outer) for kinds, outer in PAIRS]
