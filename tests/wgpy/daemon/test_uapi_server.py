@@ -405,9 +405,15 @@ async def test_a_thousand_connections_keep_nobody_out_and_are_not_all_kept(serve
     try:
         await asyncio.to_thread(come)
 
-        newcomer = Connection(*await asyncio.open_unix_connection(str(served.path)))
-        assert (await newcomer.ask("get=1\n\n")).endswith("errno=0\n\n")
-        newcomer.writer.transport.abort()
+        # On a busy machine a newcomer, too, may take longer to ask than it has grace, and then comes again.
+        replies = []
+        async with asyncio.timeout(10):
+            while not replies:
+                newcomer = Connection(*await asyncio.open_unix_connection(str(served.path)))
+                with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                    replies.append(await newcomer.ask("get=1\n\n"))
+                newcomer.writer.transport.abort()
+        assert replies[0].endswith("errno=0\n\n")
 
         assert len(served.server._serving) <= uapi_server.MAX_CONNECTIONS + 1
         assert our_connections(served.path) <= uapi_server.MAX_CONNECTIONS + 1
