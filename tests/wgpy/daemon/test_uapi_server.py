@@ -406,7 +406,7 @@ async def test_a_thousand_connections_keep_nobody_out_and_are_not_all_kept(serve
         await asyncio.to_thread(come)
 
         # On a busy machine a newcomer, too, may take longer to ask than it has grace, and then comes again.
-        replies = []
+        replies: list[str] = []
         async with asyncio.timeout(10):
             while not replies:
                 newcomer = Connection(*await asyncio.open_unix_connection(str(served.path)))
