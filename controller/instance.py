@@ -246,9 +246,11 @@ class Instance:
     def _refuse(self, interface: str, wanted: Guard) -> None:
         found = firewall.found(self.family, interface)
         both = union(wanted, found)
-        if both is not None and (found is None or both != replace(found, workloads=both.workloads, exempt=both.exempt)):
+        if both is None:
+            return
+        if found is None or both != replace(found, workloads=both.workloads, exempt=both.exempt):
             firewall.put(self.family, interface, both)
-            self.guard = ruleset(self.family, interface, both)
+        self.guard = ruleset(self.family, interface, both)
 
     def _identity(self) -> Identity:
         private_key = self._files.private_key(self.family)

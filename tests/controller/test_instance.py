@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from controller import guard as firewall
 from controller.desired import Numbers
 from controller.instance import Instance, InstanceError
 from controller.meshes.calico import observe
 from controller.model import Cluster, Family
 from controller.netlink import FoundLink, Kernel
-from controller.state import Link
+from controller.state import Guard, Link
 from controller.statefiles import StateFiles
-from tests.controller.cluster import felix, node, objects
+from tests.controller.cluster import felix, node, objects, pool
 
 
 class Host(Kernel):
@@ -63,6 +64,22 @@ def test_a_tun_of_felixs_name_is_nobody_to_yield_to(tmp_path: Path) -> None:
 def test_felixs_own_name_is_never_used(tmp_path: Path) -> None:
     with pytest.raises(InstanceError, match="is the name of Felix's own interface"):
         instance(tmp_path, Host(), interface="wireguard.cali").reconcile(cluster_of())
+
+
+def test_a_guard_that_is_there_already_is_kept_for_the_next_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put: list[Guard] = []
+    monkeypatch.setattr(firewall, "put", lambda family, interface, guard: put.append(guard))
+    monkeypatch.setattr(firewall, "found", lambda family, interface: put[-1] if put else None)
+    cluster = observe(objects(felix(wireguardEnabled=True), pool("10.42.0.0/16"), node("n1", "192.0.2.1/24")), "n1").cluster
+    rulesets = []
+
+    for _ in range(2):  # the second is the next agent, which finds what the first has left
+        ours = Instance(Family.IPV4, "n1", Numbers(table=5182), Host(), StateFiles(tmp_path), is_strict=True)
+        ours.refuse(cluster)
+        rulesets.append(ours.guard)
+
+    assert len(put) == 1
+    assert "10.42.0.0/16" in rulesets[0] and rulesets[1] == rulesets[0]
 
 
 def test_its_interface_follows_felixs_name(tmp_path: Path) -> None:
