@@ -23,6 +23,7 @@ import os
 import socket
 import ssl
 import time
+import weakref
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ CONNECT_SECONDS = 3.5
 
 ANSWER_SECONDS = 10.0
 """Until an answer begins."""
+
+CLOSING_SECONDS = 0.5
+"""Some turns of the loop are enough to close a socket whose both directions are shut down."""
 
 LONGEST_MESSAGE = 400
 
@@ -88,9 +92,6 @@ class Connection:
         client, self._client = self._client, None
         if client is not None:
             await client.close()
-            # A broken TLS connection needs some turns of the loop until its socket is closed.
-            for _ in range(3):
-                await asyncio.sleep(0)
 
     def heard(self) -> None:
         """There was a sign of life."""
@@ -226,6 +227,10 @@ class _Client(RESTClientObject):
     users = 0
     is_retired = False
 
+    def __init__(self, configuration: Configuration) -> None:
+        super().__init__(configuration)  # type: ignore[no-untyped-call]
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
     async def retire(self) -> None:
         self.is_retired = True
         if self.users == 0:
@@ -241,7 +246,27 @@ class _Client(RESTClientObject):
         return str(self.configuration.host)
 
     def _create_connector(self) -> aiohttp.TCPConnector:
-        return aiohttp.TCPConnector(ssl=self.ssl_context, socket_factory=_socket)
+        return aiohttp.TCPConnector(ssl=self.ssl_context, socket_factory=self._socket)
+
+    def _socket(self, address: tuple[Any, ...]) -> socket.socket:
+        made = _socket(address)
+        self._sockets.add(made)
+        return made
+
+    async def close(self) -> None:
+        """Close the session, and see to it that all sockets are closed.
+
+        The session says goodbye to a request that was given up, and TLS then waits half a minute for the other side to say it,
+        too: which may be what has gone silent.
+        """
+        await super().close()
+        for each in self._sockets:
+            with contextlib.suppress(OSError):  # closed already, or its other end has
+                each.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSING_SECONDS):
+                while any(each.fileno() >= 0 for each in self._sockets):
+                    await asyncio.sleep(0)
 
     async def send(self, method: str, url: str, body: Mapping[str, Any] | None, content_type: str) -> aiohttp.ClientResponse:
         """The answer, as soon as its headers are there."""

@@ -1,11 +1,21 @@
 """Requests to a scripted API server: credentials that expire, and every failure in one line that says what to do."""
 
+import asyncio
+import contextlib
+import datetime
 import logging
+import os
 import socket
+import ssl
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from controller.kube.connection import Connection, Refused, Troubled
 from controller.source import SourceError, SourceUnavailable
@@ -197,3 +207,75 @@ async def test_a_connection_whose_other_end_is_gone_is_noticed_by_the_kernel(api
         made = response.connection.transport.get_extra_info("socket")
         assert made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10
+
+
+async def test_no_socket_outlives_its_connection_also_if_the_other_end_never_says_goodbye(tmp_path: Path) -> None:
+    with SilentServer(tmp_path) as server:
+        connection = Connection(server.kubeconfig)
+        asking = asyncio.create_task(connection.request("list", "nodes", PATH))
+        await asyncio.to_thread(server.was_asked.wait, 5)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        assert server.client_port in own_ports(), "TLS waits for the other end"
+
+        await connection.close()
+
+        assert server.client_port not in own_ports()
+
+
+class SilentServer:
+    """TLS, up to the first request. It is not answered, and neither is a goodbye."""
+
+    def __init__(self, directory: Path) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "silent")])
+        now = datetime.datetime.now(datetime.UTC)
+        unsigned = x509.CertificateBuilder(
+            name, name, key.public_key(), x509.random_serial_number(), now, now.replace(year=now.year + 1)
+        )
+        pem = unsigned.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+        (directory / "both.pem").write_bytes(pem + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self._context.load_cert_chain(directory / "both.pem")
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.was_asked, self._is_over = threading.Event(), threading.Event()
+        self.client_port = 0
+        self.kubeconfig = directory / "kubeconfig"
+        url = f"https://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.kubeconfig.write_text(KUBECONFIG.format(url=url))
+        self._thread = threading.Thread(target=self._serve)
+
+    def _serve(self) -> None:
+        accepted, (_, self.client_port) = self._listener.accept()
+        with self._context.wrap_socket(accepted, server_side=True) as secured:
+            secured.recv(4096)
+            self.was_asked.set()
+            self._is_over.wait(10)
+
+    def __enter__(self) -> "SilentServer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+        self._listener.close()
+
+
+KUBECONFIG = """
+apiVersion: v1
+kind: Config
+current-context: c
+clusters: [{{name: c, cluster: {{server: "{url}", insecure-skip-tls-verify: true}}}}]
+contexts: [{{name: c, context: {{cluster: c, user: u}}}}]
+users: [{{name: u, user: {{token: secret-token}}}}]
+"""
+
+
+def own_ports() -> set[int]:
+    """The local ports of this process's sockets that are not closed."""
+    ports = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError, IndexError, TypeError), socket.socket(fileno=os.dup(int(entry.name))) as each:
+            ports.add(each.getsockname()[1])
+    return ports
