@@ -228,7 +228,7 @@ class _Client(RESTClientObject):
     is_retired = False
 
     def __init__(self, configuration: Configuration) -> None:
-        super().__init__(configuration)  # type: ignore[no-untyped-call]
+        super().__init__(configuration)
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
     async def retire(self) -> None:
