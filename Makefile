@@ -11,7 +11,7 @@ READY := .venv/.ready
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.cache/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench setup-kernel-vm setup-kube setup-image fmt lint quick check test patient-lint pytest kube cov demo bench clean
+.PHONY: help setup setup-bench setup-kernel-vm setup-kube setup-image fmt lint quick check test patient-lint pytest kube cov conformance demo bench clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## *(.*)/\1\t\2/' | expand -t 13
@@ -63,6 +63,9 @@ kube: setup-kube setup-image  ## all tests on a real API server, and their figur
 cov: setup  ## branch coverage of the quick tests
 	$(PYTHON) -m coverage run -m pytest -m 'not e2e and not slow and not kube' $(ARGS)
 	$(PYTHON) -m coverage report
+
+conformance: setup  ## behaviours of WireGuard, tried on wgpy and on every other one that is installed (needs root)
+	$(PYTHON) -m tests.conformance $(ARGS)
 
 demo: setup  ## a cluster on this machine, in network namespaces (needs root)
 	.venv/bin/wgpy demo $(ARGS)

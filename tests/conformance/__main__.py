@@ -29,6 +29,9 @@ from tests.conformance.report import Report, markdown, show
 from tests.conformance.run import try_all
 
 
+MARK = "<!-- What follows is written by `make conformance ARGS='--markdown docs/conformance.md'`. -->\n"
+
+
 class UsageError(Exception):
     """The command line asks for what there is not. The message is one line."""
 
@@ -59,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json is not None:
         arguments.json.write_text(report.to_json())
     if arguments.markdown is not None:
-        arguments.markdown.write_text(markdown(report))
+        arguments.markdown.write_text(page(arguments.markdown, markdown(report)))
     judged = "wgpy" if arguments.command is None else wanted[-1].name
     return status(report, judged)
 
@@ -68,6 +71,12 @@ def status(report: Report, judged: str) -> int:
     """0 if everything holds for the one that is judged, as far as it can be asked of it."""
     counts = report.counts(judged)
     return 0 if counts[Verdict.HOLDS] and not counts[Verdict.BROKEN] and not counts[Verdict.ERROR] else 1
+
+
+def page(path: Path, table: str) -> str:
+    """The page with a new table: what stands in the file above its mark stays."""
+    before, mark, _ = path.read_text().partition(MARK) if path.exists() else ("", "", "")
+    return f"{before}{mark}\n{table}" if mark else table
 
 
 def chosen(patterns: Sequence[str]) -> list[Behaviour]:
