@@ -28,7 +28,6 @@ from tests.conformance.boxes import Implementation, implementations, other
 from tests.conformance.report import Report, markdown, show
 from tests.conformance.run import try_all
 
-
 MARK = "<!-- What follows is written by `make conformance ARGS='--markdown docs/conformance.md'`. -->\n"
 
 
