@@ -289,7 +289,10 @@ class Agent:
                     raise
                 failures += 1
                 log.warning("%s; trying again", error)
-                await asyncio.sleep(retry_seconds(failures))
+            # The source goes on trying by itself, and knows before we ask again.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(retry_seconds(failures)):
+                    return await self._source.changed()
 
     async def _follow_source(self, listing: "asyncio.Task[Objects]") -> None:
         if not self._is_current:

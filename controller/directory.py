@@ -299,13 +299,20 @@ class DirectorySource:
         self._poll_seconds = poll_seconds
         self._trimmed: dict[Ref, tuple[Manifest, Manifest]] = {}
         self._objects: Objects = {}
+        self._is_listed = False
 
     async def list(self) -> Objects:
         self._directory.load()
         self._take()
+        self._is_listed = True
         return self._objects
 
     async def changed(self) -> Objects:
+        while not self._is_listed:
+            try:
+                return await self.list()
+            except SourceError:
+                await asyncio.sleep(self._poll_seconds)
         while not (self._directory.refresh(time.monotonic()) and self._take()):
             await asyncio.sleep(self._poll_seconds)
         return self._objects

@@ -64,8 +64,8 @@ class Source(Protocol):
         ...
 
     async def changed(self) -> Objects:
-        """All objects, as soon as they differ from those handed over last. Never raises for a malformed object: its last
-        good state stays, and the log says so."""
+        """All objects, as soon as they differ from those handed over last; the first time, as soon as ``list`` would give them.
+        Never raises for a malformed object: its last good state stays, and the log says so."""
         ...
 
     async def annotate(self, ref: Ref, annotations: Mapping[str, str | None]) -> None:

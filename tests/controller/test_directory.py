@@ -253,6 +253,21 @@ def add_annotation(name: str, value: str) -> Any:
     return lambda manifest: manifest["metadata"]["annotations"].__setitem__(name, value)
 
 
+async def test_what_is_malformed_from_the_start_is_waited_for(directory: Directory) -> None:
+    whole = (directory.path / "n1.yaml").read_text()
+    (directory.path / "n1.yaml").write_text("kind: [")
+    source = DirectorySource(directory.path, Calico("n1"), poll_seconds=0.01)
+    with pytest.raises(SourceError):
+        await source.list()
+    waiting = asyncio.create_task(source.changed())
+    await asyncio.sleep(0.1)
+    assert not waiting.done(), "a state without the object would say that it is gone"
+
+    (directory.path / "n1.yaml").write_text(whole)
+
+    assert Ref("Node", "n1") in await asyncio.wait_for(waiting, 5)
+
+
 def test_a_write_keeps_what_it_does_not_change_and_bumps_the_version(directory: Directory) -> None:
     (directory.path / "n1.yaml").chmod(0o640)
 

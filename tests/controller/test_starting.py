@@ -144,6 +144,28 @@ async def test_remembered_objects_that_will_not_do_keep_nobody_from_asking_the_s
     assert "reconcile" in member.asked
 
 
+async def test_a_source_that_is_back_is_gone_by_at_once_however_long_it_was_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pause between two attempts is half a minute by then."""
+
+    class Away(Api):
+        async def list(self) -> Objects:
+            raise SourceUnavailable("nobody answers")
+
+        async def changed(self) -> Objects:
+            await asyncio.sleep(0.05)
+            return self.found
+
+    monkeypatch.setattr("controller.agent.LIST_SECONDS", 0.01)
+    monkeypatch.setattr("controller.agent.SHORTEST_RETRY_SECONDS", 30.0)
+    api = Away(cluster_of())
+
+    await runs(agent_of(tmp_path, api, Member(), cluster_of(wireguardEnabled=False)))
+
+    assert api.written, "the key is published, for the cluster says that WireGuard is on"
+
+
 async def test_nothing_is_taken_back_on_the_word_of_remembered_objects(tmp_path: Path) -> None:
     member, source = Member(), Api(cluster_of(), seconds=0.3)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.controller.cluster import Manifest, block, node
+from tests.controller.cluster import Manifest, block, node, pool
 from tests.controller.lab import WG4, WG6, may_make_namespaces
 from tests.kube.client import Client
 from tests.kube.felix import RESTART_SECONDS, Felix
@@ -377,6 +377,85 @@ def lacking(lab: KubeLab) -> str:
         if not is_encrypted(lab, version):
             return f"IPv{version}: pods meet in the tunnel"
     return ""
+
+
+# What an operator adds --------------------------------------------------------------------------------------------------
+
+
+def test_host_encryption_takes_the_nodes_own_addresses_in_and_lets_go_of_them(meshed: KubeLab) -> None:
+    lab, one, two = meshed, meshed.nodes[1], meshed.nodes[2]
+    switch = "kubectl patch felixconfiguration default --type='merge' -p '{\"spec\":{\"wireguardHostEncryptionEnabled\":%s}}'"
+    first, second, plain = (UNDERLAY[4].format(number) for number in (1, 2, 3))
+
+    def is_hidden() -> bool:
+        """Whether the nodes themselves meet, and none of it is seen in clear."""
+        with capture(one, f"icmp and host {first} and host {second}") as clear:
+            meet = lab.reaches(one.namespace, second) and lab.reaches(two.namespace, first)
+            return meet and not clear()
+
+    assert not is_hidden()
+    with pings(lab, (1, 3), (3, 1)) as to_plain:
+        lab.typed(switch % "true")
+        lab.until(is_hidden, "the nodes to meet in the tunnel")
+        assert lab.reaches(one.namespace, plain) and lab.reaches(lab.nodes[3].namespace, first)
+        until_encrypted(lab, 4, 6)
+
+        lab.typed(switch % "false")
+        lab.until(lambda: not is_hidden() and lab.reaches(one.namespace, second), "the nodes to meet in clear")
+        until_encrypted(lab, 4, 6)
+        assert lost(to_plain) == {}
+
+
+def test_a_peer_that_is_no_node_is_reached_through_the_tunnel_and_stays(meshed: KubeLab, tmp_path: Path) -> None:
+    lab, one, three = meshed, meshed.nodes[1], meshed.nodes[3]
+    private_key, address = tmp_path / "key", "10.200.0.1"
+    device = three.start(wireguard_go(), "-f", "ext0")
+    lab.until(lambda: "ext0" in three.run("wg", "show", "interfaces"), "its device")
+    script = f"""
+        wg genkey >{private_key}
+        wg set ext0 private-key {private_key} listen-port 51999 peer {one.key()} allowed-ips 10.42.1.0/26
+        ip addr add {address}/32 dev ext0
+        ip link set ext0 up
+        ip route add 10.42.1.0/26 dev ext0 src {address} table 77
+        ip rule add from {address} lookup 77 priority 77
+    """
+    three.run("sh", "-ec", script)
+    key = three.run("wg", "show", "ext0", "public-key").strip()
+    peers = tmp_path / "peers.conf"
+    peers.write_text(f"[Peer]\nPublicKey = {key}\nAllowedIPs = {address}/32\nEndpoint = {UNDERLAY[4].format(3)}:51999\n")
+    try:
+        lab.kill_agent(1, signal.SIGTERM)
+        one.start_agent("--external-peers", str(peers))
+        lab.until(lambda: key in one.peers(), "the peer")
+        with capture(one, f"icmp and host {address}") as clear:
+            lab.until(lambda: lab.reaches(lab.pod(1), address), "the pod to reach it")
+            assert clear() == []
+
+        lab.put(block("10.42.77.0/26", "n3"))
+        lab.until(lambda: "10.42.77.0/26" in one.routes(), "a pass")
+        lab.remove("IPAMBlock", "10-42-77-0-26")
+        lab.until(lambda: "10.42.77.0/26" not in one.routes(), "another")
+        assert key in one.peers() and lab.reaches(lab.pod(1), address), "no pass takes it for a stranger"
+    finally:
+        device.terminate()
+        device.wait(10)
+        three.run("ip", "rule", "del", "priority", "77")
+        lab.kill_agent(1, signal.SIGTERM)
+        one.start_agent()
+    lab.until(lambda: key not in one.peers(), "without the file it is gone")
+    until_encrypted(lab, 4, 6)
+
+
+def test_what_is_wrong_is_told_by_kubectl_describe_node(meshed: KubeLab) -> None:
+    lab, name = meshed, pool("10.42.0.0/16")["metadata"]["name"]
+    patched = 'kubectl patch ippools.crd.projectcalico.org %s --type=merge -p \'{"spec":{"natOutgoing":%s}}\''
+
+    lab.typed(patched % (name, "false"))
+
+    lab.until(lambda: "NatOutgoingOff" in lab.typed("kubectl describe node n1"), "the Event on the Node")
+    (line,) = (each for each in lab.typed("kubectl describe node n1").splitlines() if "NatOutgoingOff" in each)
+    assert "Warning" in line and "Set natOutgoing: true" in line and "10.42.0.0/16" in line
+    lab.typed(patched % (name, "true"))
 
 
 def test_a_node_that_leaves_is_talked_to_in_clear_before_it_takes_its_interface_down(meshed: KubeLab) -> None:
