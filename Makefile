@@ -11,7 +11,7 @@ READY := .venv/.ready
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.cache/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench setup-kernel-vm setup-kube setup-image fmt lint quick check test patient-lint pytest kube cov conformance demo bench clean
+.PHONY: help setup setup-bench setup-kernel-vm setup-kube setup-image fmt lint quick check test patient-lint pytest kube cov conformance mutants mistakes demo bench fuzz clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## *(.*)/\1\t\2/' | expand -t 13
@@ -67,6 +67,13 @@ cov: setup  ## branch coverage of the quick tests
 conformance: setup  ## behaviours of WireGuard, tried on wgpy and on every other one that is installed (needs root)
 	$(PYTHON) -m tests.conformance $(ARGS)
 
+mutants: setup  ## break the code in many small ways and count the tests that notice (hours; ARGS='noise/replay.py --seconds 300')
+	@$(PYTHON) -c 'import mutmut' 2>/dev/null || PYTHONWARNINGS=ignore $(PYTHON) -m pip install --quiet --editable '.[mutants]'
+	$(PYTHON) -m tests.mutation $(ARGS)
+
+mistakes: setup  ## make the mistakes that WireGuards usually make, one at a time, and see a test fail for each (needs root)
+	$(PYTHON) -m tests.mutation.mistakes $(ARGS)
+
 demo: setup  ## a cluster on this machine, in network namespaces (needs root)
 	.venv/bin/wgpy demo $(ARGS)
 
@@ -75,6 +82,10 @@ bench: setup  ## the benchmarks
 
 setup-kernel-vm: setup  ## what `make bench ARGS=--kernel-vm` needs: qemu and a Debian kernel
 	bash .ci/setup-kernel-vm
+
+fuzz: setup  ## the fuzzers and the model checker for a while: make fuzz ARGS='--seconds 600 [TARGET...]'
+	@$(PYTHON) -c 'import atheris' 2>/dev/null || PYTHONWARNINGS=ignore $(PYTHON) -m pip install --quiet --editable '.[fuzz]'
+	$(PYTHON) -m tests.fuzz $(ARGS)
 
 clean:  ## remove everything that make made
 	rm -rf .venv .cache build dist *.egg-info .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -45,7 +45,7 @@ VIRTIOFSD = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")  # Debian unti
 PROCESSOR = "max,-avx2,-avx"
 PROCESSORS = 2
 MEMORY = "2G"
-MODULES = "overlay wireguard veth bridge tun tcp_bbr"
+MODULES = "overlay wireguard veth bridge tun tcp_bbr virtio_net"
 # Without randomised addresses, translations of a program are still good when it is started again.
 COMMAND_LINE = (
     "rootfstype=virtiofs root=host ro console=ttyS0 quiet panic=-1 mitigations=off nokaslr norandmaps random.trust_cpu=on"
@@ -73,6 +73,9 @@ ln -s /proc/self/fd /dev/fd
 ln -s /proc/self/fd/0 /dev/stdin
 modprobe --dirname {kernel} --all {modules}
 mount -t tmpfs run /run
+printf '#!/bin/sh\\nexec modprobe --dirname %s "$@"\\n' {kernel} >/run/modprobe
+chmod +x /run/modprobe
+echo /run/modprobe >/proc/sys/kernel/modprobe
 mkdir /run/changes /run/work /run/root
 mount -t overlay -o lowerdir=/,upperdir=/run/changes,workdir=/run/work overlay /run/root
 cd /run/root
@@ -205,9 +208,9 @@ def run_in_guest(command: str, seconds: float) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="wgpy-kernel-vm-") as name:
         directory = Path(name)
         (directory / "init").write_text(init_script(command))
-        with _started(server_command(directory), directory / "server") as server:
-            _await_socket(directory, server)
-            with _started(machine_command(directory), directory / "machine", stdout=subprocess.PIPE) as machine:
+        with started(server_command(directory), directory / "server") as server:
+            await_socket(directory, server)
+            with started(machine_command(directory), directory / "machine", stdout=subprocess.PIPE) as machine:
                 _show_output(machine, seconds, directory)
         return _outcome(directory)
 
@@ -259,14 +262,17 @@ def _virtiofsd() -> str | None:
 
 
 @contextlib.contextmanager
-def _started(command: Sequence[str], log: Path, stdout: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """A child that ends with the block, and with this process even if that is killed. Its stderr goes to ``log``."""
+def started(
+    command: Sequence[str], log: Path, stdout: int | None = None, pass_fds: Sequence[int] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A child that ends with the block, and with the thread that is in it even if that is killed. Its stderr goes to ``log``."""
     with log.open("wb") as errors:
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", *command],
             stdin=subprocess.DEVNULL,
             stdout=errors if stdout is None else stdout,
             stderr=errors,
+            pass_fds=pass_fds,
             start_new_session=True,  # the terminal's Ctrl-C is ours to handle
         )
     try:
@@ -282,11 +288,12 @@ def _started(command: Sequence[str], log: Path, stdout: int | None = None) -> It
             process.stdout.close()
 
 
-def _await_socket(directory: Path, server: subprocess.Popen[bytes]) -> None:
+def await_socket(directory: Path, server: subprocess.Popen[bytes]) -> None:
+    """Until the ``server`` of :func:`server_command` can be connected to. Raises GuestError if it never can."""
     deadline = time.monotonic() + STOP_SECONDS
     while not (directory / "files").exists():
         if server.poll() is not None or time.monotonic() > deadline:
-            raise GuestError(f"virtiofsd does not serve: {_last_words(directory)}")
+            raise GuestError(f"virtiofsd does not serve: {last_words(directory)}")
         time.sleep(0.005)
 
 
@@ -305,19 +312,20 @@ def _show_output(machine: subprocess.Popen[bytes], seconds: float, directory: Pa
             up, limit = True, seconds
         sys.stdout.buffer.write(data)
         sys.stdout.flush()
-    raise GuestError(f"the guest {'has not ended' if up else 'is not up'} after {limit:.0f} s: {_last_words(directory)}")
+    raise GuestError(f"the guest {'has not ended' if up else 'is not up'} after {limit:.0f} s: {last_words(directory)}")
 
 
 def _outcome(directory: Path) -> Outcome:
     status = directory / "status"
     said = status.read_text().strip() if status.exists() else ""
     if not said:
-        raise GuestError(f"the guest died: {_last_words(directory)}")
+        raise GuestError(f"the guest died: {last_words(directory)}")
     return Outcome(int(said), (directory / "report").read_text())
 
 
-def _last_words(directory: Path) -> str:
-    """The line that says most of what qemu, the guest's kernel or virtiofsd left: that of a panic, or the last.
+def last_words(directory: Path) -> str:
+    """The line that says most of what qemu (log ``machine``), the guest's kernel (``console``) or virtiofsd (``server``) left:
+    that of a panic, or the last.
 
     virtiofsd comes last, because it has something to say at every end.
     """

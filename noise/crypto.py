@@ -50,7 +50,7 @@ def mac(key: bytes, data: bytes) -> bytes:
 
 
 def equal(a: bytes, b: bytes) -> bool:
-    """Compare MACs in time that does not depend on where they differ."""
+    """Compare MACs, or other secrets, in time that does not depend on where they differ."""
     return hmac.compare_digest(a, b)
 
 

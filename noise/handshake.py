@@ -72,7 +72,7 @@ class LocalStatic:
     cookie_key: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.private == _ZERO:
+        if crypto.equal(self.private, _ZERO):
             raise ValueError("the all-zero private key is no identity")
         self.private = crypto.clamp(self.private)
         self.public = crypto.public_key(self.private)
@@ -214,7 +214,7 @@ class SymmetricState:
 
 
 def _refuse_zero(secret: bytes) -> None:
-    if secret == _ZERO:
+    if crypto.equal(secret, _ZERO):
         raise HandshakeError(HandshakeFailure.LOW_ORDER_KEY)
 
 

@@ -18,7 +18,7 @@ from math import inf
 from noise import crypto
 from tun.offload import packets_of
 from wgpy.config import DEFAULT_MTU, NO_KEY, Endpoint, Prefix, SetDevice, SetPeer
-from wgpy.core.device import Device
+from wgpy.core.device import Device, Way, as_it_came
 from wgpy.core.peer import Peer
 
 LATENCY = 0.01
@@ -75,6 +75,10 @@ class Host:
         """What the device sent last, call by call."""
         self.takes_sends = True
         """What ``send`` answers: whether the socket takes a train."""
+        self.way: Callable[[Endpoint, bytes], Way] = as_it_came
+        """What the device is told of the way to an endpoint."""
+        self.refused: list[bytes] = []
+        """Packets for which the device found nobody."""
         self.device = self._new_device()
 
     def _new_device(self) -> Device:
@@ -85,6 +89,8 @@ class Host:
             jitter=lambda: sim.random.uniform(0, 1 / 3),
             wall_clock=lambda: int((sim.now + sim.epoch) * 1e9),
             mtu=self.mtu,
+            way=lambda endpoint, arrival: self.way(endpoint, arrival),
+            unreachable=lambda packet, now: self.refused.append(bytes(packet)),
         )
         device.apply([SetDevice(private_key=self.private_key, listen_port=51820)], sim.now)
         device.up(sim.now)

@@ -1,13 +1,14 @@
 """The state of a TUN interface, read through its descriptor: is it up, how long may packets be, what is it called now.
 
 Others bring the interface up and down, change its MTU, rename it and move it into another network namespace, while we have
-only its descriptor. Three facts make that enough (protocol 2.6). TUNGETIFF tells the current name. TUNGETDEVNETNS
-opens the namespace that the interface is in now. And a socket belongs for ever to the namespace in which it was made:
-a thread that enters the interface's namespace for a moment can make the two sockets through which it is watched.
+only its descriptor. Two facts make that enough (protocol 2.6). TUNGETIFF tells the current name. And TUNGETDEVNETNS opens the
+namespace that the interface is in now, which a thread can enter for a moment to ask about it.
 
 ``LinkMonitor`` is an edge, not a messenger: its descriptor becomes readable when anything happened to any link, events are
-thrown away unread, and the state is asked for anew. So no lost event can matter. A descriptor of epoll stands
-in front of the netlink socket, for the socket changes when the interface moves, and what an event loop watches must not.
+thrown away unread, and the state is asked for anew. So no lost event can matter. A netlink socket hears of the links of our own
+namespace. One in another namespace would keep that alive: whoever deletes it would wait for our socket to go, and we for the
+interface to be deleted with it. So nothing of ours stays there. Then only the TUN descriptor itself tells something: it becomes
+writable when the interface comes up, which a descriptor of epoll passes on together with the events.
 """
 
 import ctypes
@@ -70,33 +71,41 @@ def in_namespace_of(fd: int, make: Callable[[], Made]) -> Made:
 class LinkMonitor:
     """Watches the interface of a TUN descriptor, wherever it is moved to.
 
-    Wait until ``fileno`` is readable, then ``drain`` and ask for the ``state``. Events of other links in that namespace
-    cause this too; nothing else does.
+    Wait until ``fileno`` is readable, then ``drain`` and ask for the ``state``. Events of other links in our own namespace
+    cause this too. An interface that ``is_elsewhere`` wakes nobody when it goes down or changes its MTU: look now and then.
 
-    An interface in a namespace that we may not enter is watched from ours. Then no events come, ``is_up`` is asked of the
-    descriptor, and MTU and index stay what they were.
+    Of an interface in a namespace that we may not enter, ``is_up`` is asked of the descriptor, and MTU and index stay what they
+    were.
     """
 
     def __init__(self, fd: int) -> None:
         """Raises TunGone. ``fd`` stays the caller's, and must stay open."""
         self._fd = fd
+        self._home = _own_namespace()
         self._epoll = select.epoll()
-        self._events: socket.socket | None = None
-        self._queries: socket.socket | None = None  # None: not in the interface's namespace
-        self._last = LinkState(name="", is_up=False, mtu=MTU_UNKNOWN, index=0, namespace=0)
+        self._queries = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+        self._last = LinkState(name="", is_up=False, mtu=MTU_UNKNOWN, index=0, namespace=self._home)
         try:
+            self._events.bind((0, RTMGRP_LINK))
+            self._epoll.register(self._events, select.EPOLLIN)
             self.state()
         except BaseException:
             self.close()
             raise
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the interface was in another network namespace when last asked."""
+        return self._last.namespace != self._home
+
     def fileno(self) -> int:
-        """What to wait on. It stays the same when the interface moves."""
+        """What to wait on."""
         return self._epoll.fileno()
 
     def drain(self) -> None:
         """Throw away the events that wait."""
-        assert self._events is not None
+        self._epoll.poll(0)  # the edge of an interface elsewhere, which is gone once told
         while True:
             try:
                 self._events.recv(1)  # one message, the rest of it is discarded
@@ -107,64 +116,61 @@ class LinkMonitor:
                     raise
 
     def state(self) -> LinkState:
-        """The interface as it is now; follows it into another namespace first. Raises TunGone."""
+        """The interface as it is now, wherever it is. Raises TunGone."""
         for _ in range(ATTEMPTS):
             self._follow()
             name = _name_of(self._fd)
-            if self._queries is None:
+            try:
+                is_up, mtu, index = self._ask_about(name)
+            except PermissionError:
                 self._last = replace(self._last, name=name, is_up=_takes_packets(self._fd))
                 return self._last
-            try:
-                flags = _ask(self._queries, SIOCGIFFLAGS, name) & 0xFFFF
-                mtu = _ask(self._queries, SIOCGIFMTU, name)
-                index = _ask(self._queries, SIOCGIFINDEX, name)
             except OSError as error:
                 if error.errno != errno.ENODEV:
                     raise
                 continue  # renamed or moved just now
-            self._last = LinkState(name, bool(flags & IFF_UP), mtu, index, self._last.namespace)
+            self._last = LinkState(name, is_up, mtu, index, self._last.namespace)
             return self._last
         raise TunError(f"{name} cannot be found: it is renamed or moved faster than it can be looked at")
 
     def close(self) -> None:
-        self._close_sockets()
+        self._events.close()
+        self._queries.close()
         self._epoll.close()
 
     def _follow(self) -> None:
-        """Have sockets in the namespace in which the interface is now."""
+        """Take note of the namespace in which the interface is now."""
+        was_elsewhere = self.is_elsewhere
         namespace = _open_namespace(self._fd)
-        try:
-            number = _own_namespace() if namespace is None else os.fstat(namespace).st_ino
-        finally:
-            if namespace is not None:
-                os.close(namespace)
-        if number == self._last.namespace:
-            return
-        self._close_sockets()
-        try:
-            self._events, self._queries = in_namespace_of(self._fd, _open_sockets)
-        except PermissionError:
-            self._events, queries = _open_sockets()
-            queries.close()
-        self._epoll.register(self._events, select.EPOLLIN)
+        if namespace is None:
+            number = self._home
+        else:
+            number = os.fstat(namespace).st_ino
+            os.close(namespace)
         self._last = replace(self._last, namespace=number)
+        if self.is_elsewhere and not was_elsewhere:
+            self._epoll.register(self._fd, select.EPOLLOUT | select.EPOLLET)  # readable when it comes up
+        elif was_elsewhere and not self.is_elsewhere:
+            self._epoll.unregister(self._fd)
 
-    def _close_sockets(self) -> None:
-        for one in (self._events, self._queries):
-            if one is not None:
-                one.close()  # which also takes it out of the epoll set
-        self._events = self._queries = None
+    def _ask_about(self, name: str) -> tuple[bool, int, int]:
+        """Is it up, its MTU and index. Raises OSError, PermissionError where we may not look."""
+        if not self.is_elsewhere:
+            return _read_link(self._queries, name)
+
+        def ask() -> tuple[bool, int, int]:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as queries:
+                return _read_link(queries, name)
+
+        is_up, mtu, index = in_namespace_of(self._fd, ask)
+        if not is_up:
+            _takes_packets(self._fd)  # the kernel tells only those of a change who have asked before it
+        return is_up, mtu, index
 
 
-def _open_sockets() -> tuple[socket.socket, socket.socket]:
-    """A netlink socket that hears of every link of this namespace, and one to ask about links."""
-    events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
-    try:
-        events.bind((0, RTMGRP_LINK))
-        return events, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    except BaseException:
-        events.close()
-        raise
+def _read_link(queries: socket.socket, name: str) -> tuple[bool, int, int]:
+    flags = _ask(queries, SIOCGIFFLAGS, name) & 0xFFFF
+    return bool(flags & IFF_UP), _ask(queries, SIOCGIFMTU, name), _ask(queries, SIOCGIFINDEX, name)
 
 
 def _name_of(fd: int) -> str:

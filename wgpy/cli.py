@@ -338,9 +338,13 @@ def drop_in(arguments: list[str]) -> int:
         if rest[0].startswith("-"):
             parser.error(f"no such option: {rest[0]!r}")
         parser.error(f"{options.interface!r} is not a command, and nothing may follow the name of an interface: {rest[0]!r}")
+    from wgpy.daemon.privileges import restrict
+
+    interface = _interface_name(options.interface)
+    restrict()  # before anything is loaded that may start a thread
     from wgpy.daemon import run
 
-    return run.drop_in(_interface_name(options.interface), options.foreground)
+    return run.drop_in(interface, options.foreground)
 
 
 def run(arguments: list[str]) -> int:
@@ -352,6 +356,9 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--persist", action="store_true", help="leave the interface standing when this ends")
     options = parser.parse_args(arguments)
     names = [_interface_name(name) for name in options.interfaces]
+    from wgpy.daemon.privileges import restrict
+
+    restrict()  # before anything is loaded that may start a thread
     from wgpy.daemon import run as daemon
 
     return daemon.run(names, options.state, options.metrics, options.persist)

@@ -20,6 +20,9 @@ KEY_LENGTH = 32
 NO_KEY = bytes(KEY_LENGTH)
 """The all-zero key. It stands for *none*: no private key, no preshared key."""
 
+_ALMOST_A_KEY = 40
+"""Characters: a key has 44 in base64 and 64 in hex, and some may be missing."""
+
 DEFAULT_MTU = 1420
 """Bytes. 1500 less 40 (IPv6), 8 (UDP) and 32 (transport data): protocol 1.1."""
 
@@ -149,10 +152,15 @@ def changes_to(config: DeviceConfig) -> Iterable[Change]:
         )
 
 
+def quoted(text: str) -> str:
+    """``text`` as an error repeats it, unless it is as long as a key: then it may be one, mistyped or in the wrong place."""
+    return ascii(text) if len(text) < _ALMOST_A_KEY else f"{len(text)} characters that are not shown, as they may hold a key"
+
+
 def parse_unsigned(text: str, bits: int) -> int:
     """Read a decimal number of at most ``bits`` bits: digits only, no sign, space or underscore. Raises ValueError."""
     if not (text.isascii() and text.isdigit() and int(text) < 1 << bits):
-        raise ValueError(f"not a number from 0 to {(1 << bits) - 1}: {text[:40]!r}")
+        raise ValueError(f"not a number from 0 to {(1 << bits) - 1}: {quoted(text)}")
     return int(text)
 
 
@@ -163,14 +171,17 @@ def parse_prefix(text: str) -> Prefix:
     """Read ``address/length``; host bits are masked off. A netmask, a zone or no length at all raise ValueError."""
     address, _, length = text.rpartition("/")
     if length not in _PREFIX_LENGTHS or "%" in address:
-        raise ValueError(f"not an address/length: {text[:60]!r}")
+        raise ValueError(f"not an address/length: {quoted(text)}")
     network = IPv6Network if ":" in address else IPv4Network
-    return network((address, _PREFIX_LENGTHS[length]), strict=False)
+    try:
+        return network((address, _PREFIX_LENGTHS[length]), strict=False)
+    except ValueError:
+        raise ValueError(f"not an address/length: {quoted(text)}") from None
 
 
 def no_zone(name: str) -> int:
     """The ``zone_index`` of those who take zones in numbers only."""
-    raise ValueError(f"the zone is not a number: {name[:20]!r}")
+    raise ValueError(f"the zone is not a number: {quoted(name)}")
 
 
 def parse_endpoint(text: str, zone_index: Callable[[str], int] = no_zone) -> Endpoint:
@@ -183,7 +194,10 @@ def parse_endpoint(text: str, zone_index: Callable[[str], int] = no_zone) -> End
     is_ipv6 = host.startswith("[") and host.endswith("]")
     host, percent, zone = (host[1:-1] if is_ipv6 else host).partition("%")
     if percent and not (is_ipv6 and zone):
-        raise ValueError(f"not an address with a zone: {text[:60]!r}")
-    address = IPv6Address(host) if is_ipv6 else IPv4Address(host)
+        raise ValueError(f"not an address with a zone: {quoted(text)}")
+    try:
+        address = IPv6Address(host) if is_ipv6 else IPv4Address(host)
+    except ValueError:
+        raise ValueError(f"not an address: {quoted(host)}") from None
     scope_id = parse_unsigned(zone, 32) if zone.isdigit() else zone_index(zone) if zone else 0
     return Endpoint(str(address), parse_unsigned(port, 16), scope_id)

@@ -33,6 +33,7 @@ from wgpy.config import (
     parse_endpoint,
     parse_prefix,
     parse_unsigned,
+    quoted,
 )
 
 NANOSECONDS = 1_000_000_000
@@ -103,7 +104,7 @@ class SetReader:
                 self._device = self._device or _DeviceSection()
                 self._device.read(key, value)
         except (ValueError, OSError) as error:
-            raise UapiError(errnos.EINVAL, f"line {self._number}: {_printable(key)}: {error}") from None
+            raise UapiError(errnos.EINVAL, f"line {self._number}: {quoted(key)}: {error}") from None
         return True
 
     def changes(self) -> Iterator[Change]:
@@ -219,11 +220,6 @@ def _parse_true(value: str) -> bool:
     if value != "true":
         raise ValueError("only 'true' is allowed: leave the line out to say no")
     return True
-
-
-def _printable(key: str) -> str:
-    """A key as one short line of plain text. What stands left of ``=`` is no secret, but it can be anything."""
-    return ascii(key[:40])[1:-1]
 
 
 # A set: format and reply -------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from wgpy.config import (
     parse_endpoint,
     parse_prefix,
     parse_unsigned,
+    quoted,
 )
 
 Resolve = Callable[[str, int], Endpoint]
@@ -82,7 +83,7 @@ def parse_mark(text: str) -> int:
         return parse_unsigned(text, 32)
     if 1 <= len(digits) <= 8 and set(digits) <= set("0123456789abcdef"):
         return int(digits, 16)
-    raise ValueError(f"not a mark from 0 to 0xffffffff: {text[:40]!r}")
+    raise ValueError(f"not a mark from 0 to 0xffffffff: {quoted(text)}")
 
 
 def parse_keepalive(text: str) -> int:
@@ -109,7 +110,7 @@ def parse_host_port(text: str, resolve: Resolve = no_resolver) -> Endpoint:
     except ValueError:
         host, _, port = text.rpartition(":")
     if not host or host.endswith(":") or text.endswith("]"):
-        raise ValueError(f"not HOST:PORT: {text[:60]!r}")
+        raise ValueError(f"not HOST:PORT: {quoted(text)}")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     return resolve(host, parse_unsigned(port, 16))
@@ -244,7 +245,7 @@ class _Peer:
 
 def _read(section: _Interface | _Peer | None, line: str, resolve: Resolve) -> None:
     key, equals, value = line.partition("=")
-    name = ascii(key[:40])
+    name = quoted(key)
     if not equals:
         raise ValueError(f"neither [Interface], [Peer] nor KEY = VALUE: {name}")
     if key.lower() in WG_QUICK_KEYS:

@@ -21,12 +21,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
+import tests.conformance.matrix as _matrix  # noqa: F401  (and those of pairs, below them in the table)
 import tests.conformance.rows as _rows  # noqa: F401  (enters the behaviours)
 from controller.demo.topology import TopologyError, collect_leftovers
 from tests.conformance.behaviour import BEHAVIOURS, Behaviour, Outcome, Verdict
 from tests.conformance.boxes import Implementation, implementations, other
 from tests.conformance.report import Report, markdown, show
-from tests.conformance.run import try_all
+from tests.conformance.run import jobs, try_all
 
 MARK = "<!-- What follows is written by `make conformance ARGS='--markdown docs/conformance.md'`. -->\n"
 
@@ -46,8 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.geteuid() != 0:
             raise UsageError("namespaces and interfaces are made: run this as root")
         wanted, missing = present(asked_for(arguments))
+        judged = "wgpy" if arguments.command is None else wanted[-1].name
         collect_leftovers()
-        report = conduct(wanted, missing, behaviours)
+        report = conduct(wanted, missing, behaviours, judged)
     except (UsageError, TopologyError) as error:
         print(f"conformance: {error}", file=sys.stderr)
         return 2
@@ -62,7 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.json.write_text(report.to_json())
     if arguments.markdown is not None:
         arguments.markdown.write_text(page(arguments.markdown, markdown(report)))
-    judged = "wgpy" if arguments.command is None else wanted[-1].name
     return status(report, judged)
 
 
@@ -116,19 +117,20 @@ def present(asked: Sequence[Implementation]) -> tuple[list[Implementation], dict
     return found, missing
 
 
-def conduct(wanted: Sequence[Implementation], missing: dict[str, str], behaviours: Sequence[Behaviour]) -> Report:
+def conduct(wanted: Sequence[Implementation], missing: dict[str, str], behaviours: Sequence[Behaviour], judged: str) -> Report:
     """Try everything, with a bar that shows how far it is."""
+    work = jobs(behaviours, wanted, judged)
     began = time.monotonic()
     versions = {each.name: each.version() for each in wanted}
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("trying", total=len(wanted) * len(behaviours))
+        bar = progress.add_task("trying", total=len(work))
 
         def told(outcome: Outcome) -> None:
             progress.update(bar, advance=1)
             if outcome.verdict in (Verdict.BROKEN, Verdict.ERROR):
-                progress.console.print(f"{outcome.implementation}: {outcome.behaviour}: {outcome.said}", markup=False)
+                progress.console.print(f"{outcome.who}: {outcome.behaviour}: {outcome.said}", markup=False)
 
-        outcomes = try_all(wanted, behaviours, told)
+        outcomes = try_all(work, told)
     return Report(behaviours, versions, missing, outcomes, time.monotonic() - began)
 
 

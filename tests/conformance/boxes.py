@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -39,6 +40,8 @@ MTU = 1420
 WIRE_MTU = 9000
 READY_SECONDS = 30.0
 END_SECONDS = 10.0
+CLOCK_SECONDS = 1
+"""So often a process looks whether its own wall clock has been moved."""
 TESTER_HOSTS = range(1, 10)
 BOX_HOSTS = (11, 12)
 
@@ -76,8 +79,8 @@ class Plan:
         return [
             "link set lo up",
             *(f"link set {leg} mtu {WIRE_MTU} up" for leg in (outer, inner)),
-            *(f"addr add {self.outer(version, host)}/{_length(version)} dev {outer}" for version in (4, 6) for host in BOX_HOSTS),
-            *(f"addr add {self.inner(version, 11)}/{_length(version)} dev {inner}" for version in (4, 6)),
+            *(_add_address(self.outer(version, host), outer) for version in (4, 6) for host in BOX_HOSTS),
+            *(_add_address(self.inner(version, 11), inner) for version in (4, 6)),
         ]
 
     def tunnel_links(self) -> list[str]:
@@ -92,8 +95,9 @@ class Plan:
         return [f"route replace {self.network(version, 88)} dev {INTERFACE}" for version in (4, 6)]
 
 
-def _length(version: int) -> int:
-    return 24 if version == 4 else 64
+def _add_address(address: Address, leg: str) -> str:
+    """The ``ip`` command. Without ``nodad`` an IPv6 address could be used a moment later only, though there is no detection."""
+    return f"addr add {address}/24 dev {leg}" if address.version == 4 else f"addr add {address}/64 dev {leg} nodad"
 
 
 NODE_SYSCTLS = {
@@ -122,12 +126,8 @@ class Tester(Namespace):
         links = [
             "link set lo up",
             *(f"link set {leg} mtu {WIRE_MTU} up" for leg in (self.OUTER, self.INNER)),
-            *(
-                f"addr add {plan.outer(version, host)}/{_length(version)} dev {self.OUTER}"
-                for version in (4, 6)
-                for host in TESTER_HOSTS
-            ),
-            *(f"addr add {plan.inner(version)}/{_length(version)} dev {self.INNER}" for version in (4, 6)),
+            *(_add_address(plan.outer(version, host), self.OUTER) for version in (4, 6) for host in TESTER_HOSTS),
+            *(_add_address(plan.inner(version), self.INNER) for version in (4, 6)),
             *(
                 f"route add {plan.network(version, leg)} via {plan.inner(version, 11)} dev {self.INNER}"
                 for version in (4, 6)
@@ -139,6 +139,9 @@ class Tester(Namespace):
 
 class Box(ABC):
     """A node with one implementation and one interface, ``wg0``: made with its legs laid, the interface down and unconfigured."""
+
+    is_emulated = False
+    """Whether its machine is: what it bears, and how fast it is, then says nothing."""
 
     def __init__(self, name: str, plan: Plan, tester: Tester) -> None:
         self.name = name
@@ -170,9 +173,22 @@ class Box(ABC):
         raise NotApplicable(f"{self.name} has no UAPI socket")
 
     @property
+    def socket_file(self) -> Path:
+        """Its UAPI socket, as this machine sees it."""
+        raise NotApplicable(f"{self.name} has no UAPI socket")
+
+    @property
     def process(self) -> int:
         """The process id of the implementation."""
         raise NotApplicable(f"{self.name} is no process")
+
+    def own_clock(self) -> None:
+        """Start it anew, unconfigured, with a wall clock of its own, which :meth:`shift_clock` moves: no other clock does."""
+        raise NotApplicable(f"{self.name} has the wall clock of its machine")
+
+    def shift_clock(self, seconds: float) -> None:
+        """Let its wall clock be so much ahead of the true time."""
+        raise NotApplicable(f"{self.name} has the wall clock of its machine")
 
     def ip(self, *commands: str) -> None:
         """Run ``ip`` commands in the box, in one process."""
@@ -257,6 +273,7 @@ class ProcessBox(Box):
         self.namespace = BoxNamespace(f"{prefix}b", self.directory)
         self.log = self.directory / "log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._clock: Path | None = None
         try:
             self._lay()
             self._start()
@@ -289,11 +306,15 @@ class ProcessBox(Box):
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def socket_file(self) -> Path:
+        return self.namespace.sockets / f"{INTERFACE}.sock"
+
     def uapi(self, request: bytes, seconds: float = 5.0) -> bytes:
         said = b""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(seconds)
-            connection.connect(str(self.namespace.sockets / f"{INTERFACE}.sock"))
+            connection.connect(str(self.socket_file))
             connection.sendall(request)
             try:
                 while not said.endswith(b"\n\n") and (piece := connection.recv(1 << 16)):
@@ -308,6 +329,33 @@ class ProcessBox(Box):
         self._end()
         self._start()
 
+    def own_clock(self) -> None:
+        self._clock = self.directory / "clock"
+        self.shift_clock(0)
+        self.restart()
+
+    def shift_clock(self, seconds: float) -> None:
+        """It has noticed when this returns: it looks when its last look is *more* than so many whole seconds old."""
+        assert self._clock is not None
+        new = self._clock.with_suffix(".new")
+        new.write_text(f"{seconds:+g}\n")
+        new.replace(self._clock)
+        time.sleep(CLOCK_SECONDS + 1.2)
+
+    def end(self, number: signal.Signals) -> int | None:
+        """Send it a signal; see :meth:`ended`."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        return self.ended(END_SECONDS)
+
+    def ended(self, seconds: float) -> int | None:
+        """Its exit status; None if it still runs after so many seconds."""
+        assert self._process is not None
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
     def kill(self) -> None:
         """End it as a crash would."""
         assert self._process is not None
@@ -318,6 +366,7 @@ class ProcessBox(Box):
         self._end()
         for namespace in (self.tester, self.namespace):
             subprocess.run(["ip", "netns", "del", namespace.name], capture_output=True, check=False)
+        shutil.rmtree(self.directory, ignore_errors=True)  # another trial will have the number
 
     def said(self) -> str:
         """What it has logged."""
@@ -335,7 +384,8 @@ class ProcessBox(Box):
     def _start(self) -> None:
         env = {"LOG_LEVEL": "error", **self.implementation.env}
         with self.log.open("ab") as log:
-            self._process = self.namespace.start([*self.implementation.command, INTERFACE], log, env)
+            clock = [] if self._clock is None else ["env", *_faketime(self._clock)]
+            self._process = self.namespace.start([*clock, *self.implementation.command, INTERFACE], log, env)
         deadline = time.monotonic() + READY_SECONDS
         while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -360,6 +410,23 @@ class ProcessBox(Box):
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if self._clock is not None:
+            for left in ("faketime_shm", "sem.faketime_sem"):  # libfaketime's, if it ended without cleaning up
+                Path(f"/dev/shm/{left}_{self._process.pid}").unlink(missing_ok=True)
+
+
+def _faketime(clock: Path) -> list[str]:
+    """The environment in which a program's wall clock is ahead by what the file says. Raises ConformanceError."""
+    found = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
+    if found is None:
+        raise ConformanceError("libfaketime is not installed: run make setup")
+    variables = {
+        "LD_PRELOAD": found,
+        "FAKETIME_TIMESTAMP_FILE": clock,
+        "FAKETIME_CACHE_DURATION": CLOCK_SECONDS,
+        "FAKETIME_DONT_FAKE_MONOTONIC": 1,
+    }
+    return [f"{name}={value}" for name, value in variables.items()]
 
 
 LEGS = ((Tester.OUTER, "eth0"), (Tester.INNER, "eth1"))
@@ -367,6 +434,8 @@ LEGS = ((Tester.OUTER, "eth0"), (Tester.INNER, "eth1"))
 
 def implementations() -> dict[str, Implementation]:
     """All that are known, installed or not, by name: wgpy first, the kernel's last."""
+    from tests.conformance.kernel import Kernel  # it is made of boxes, too
+
     known: list[Implementation] = [Process("wgpy", [sys.executable, "-m", "wgpy", "-f"], ask_version=planes()["wgpy"].version)]
     for name in ("wireguard-go", "gotatun", "boringtun"):
         plane = planes()[name]
@@ -374,6 +443,7 @@ def implementations() -> dict[str, Implementation]:
         absent = plane.missing()
         command = [] if absent else [*plane.command(), *plane.options]
         known.append(Process(name, command, dict(plane.env), plane.version, absent))
+    known.append(Kernel())
     return {each.name: each for each in known}
 
 

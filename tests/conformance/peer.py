@@ -15,7 +15,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
@@ -57,6 +57,7 @@ KEEPALIVE_LENGTH = 32
 PATIENCE = 3.0
 """Seconds that an answer may take on a busy machine."""
 
+UDP_SEGMENT = 103  # <linux/udp.h>
 SO_TIMESTAMPNS = 35  # <asm/socket.h>; its message has the same number
 IP_RECVTOS, IP_PKTINFO, IPV6_RECVPKTINFO, IPV6_RECVTCLASS = 13, 8, 49, 66  # <linux/in.h>, <linux/in6.h>
 
@@ -147,6 +148,15 @@ class Session:
         raise Broken(f"{what} did not come within {seconds:g} s")
 
 
+SocketAddress = tuple[str, int] | tuple[str, int, int, int]
+
+
+def sockaddr(address: Address, port: int) -> SocketAddress:
+    """As :mod:`socket` takes it; the zone of a link-local address is the number of an interface."""
+    host, _, zone = str(address).partition("%")
+    return (host, port, 0, int(zone)) if zone else (host, port)
+
+
 class Peer:
     """A peer at an address of the tester. ``box_public`` is the key of the box."""
 
@@ -165,7 +175,7 @@ class Peer:
         self.namespace = namespace
         self.local = LocalStatic(private or os.urandom(32))
         self.preshared = preshared
-        self.box = (str(box_address), box_port)
+        self.box: SocketAddress = sockaddr(box_address, box_port)
         self.learn(box_public)
         self.checker = CookieChecker(self.local)
         self.socket = self._open(address, port)
@@ -203,17 +213,22 @@ class Peer:
         else:
             opened.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVTCLASS, 1)
             opened.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVPKTINFO, 1)
-        opened.bind((str(address), port))
+        opened.bind(sockaddr(address, port))
         return opened
 
     # Datagrams
 
     def send(self, datagram: bytes, *, to: Address | None = None, ds: int | None = None) -> None:
         """Send it to the box, or to another address of it."""
-        where = (str(to), self.box[1]) if to is not None else self.box
+        where = sockaddr(to, self.box[1]) if to is not None else self.box
         level, kind = (socket.IPPROTO_IP, socket.IP_TOS) if "." in where[0] else (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)
         ancillary = [] if ds is None else [(level, kind, struct.pack("i", ds))]
         self.socket.sendmsg([datagram], ancillary, 0, where)
+
+    def send_train(self, datagrams: Sequence[bytes]) -> None:
+        """Send datagrams of equal length (the last may be shorter) in one call, so that they can be received in one."""
+        segment = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("H", len(datagrams[0])))]
+        self.socket.sendmsg([b"".join(datagrams)], segment, 0, self.box)
 
     def receive(self, seconds: float) -> Datagram | None:
         """The next datagram; None if none comes in time."""
@@ -270,6 +285,10 @@ class Peer:
         index = int.from_bytes(os.urandom(4)) if index is None else index
         stamp = timestamp(time.time_ns()) if stamp is None else stamp
         message, self.handshake = create_initiation(self.local, self.remote, os.urandom(32), index, stamp)
+        return self.with_macs(message)
+
+    def with_macs(self, message: bytes) -> bytes:
+        """A handshake message with the MACs it should have, in place of those it has."""
         return self.holder.add_macs(message, time.monotonic())
 
     def finish(self, response: Datagram) -> Session:
@@ -303,7 +322,7 @@ class Peer:
         """The response to an initiation, with its MACs, and the session it leads to."""
         index = int.from_bytes(os.urandom(4)) if index is None else index
         message, keys = create_response(self.remote, self.consume(initiation), self.preshared, os.urandom(32), index)
-        return self.holder.add_macs(message, time.monotonic()), Session(self, keys)
+        return self.with_macs(message), Session(self, keys)
 
     def respond(self, initiation: Datagram) -> Session:
         """Shake hands as the responder. The initiator's first message under the new session has to confirm it."""

@@ -12,6 +12,8 @@ from rich.table import Table
 from tests.conformance.behaviour import Behaviour, Outcome, Verdict
 
 SIGNS = {Verdict.HOLDS: "✓", Verdict.BROKEN: "✗", Verdict.NOT_APPLICABLE: "–", Verdict.ERROR: "?"}
+BADNESS = (Verdict.ERROR, Verdict.BROKEN, Verdict.HOLDS, Verdict.NOT_APPLICABLE)
+"""The worst first. What holds with some partners and cannot be asked with others holds."""
 COLOURS = {Verdict.HOLDS: "green", Verdict.BROKEN: "red", Verdict.NOT_APPLICABLE: "dim", Verdict.ERROR: "yellow"}
 
 
@@ -25,12 +27,33 @@ class Report:
     outcomes: Sequence[Outcome]
     seconds: float
 
-    def of(self, implementation: str, behaviour: str) -> Outcome | None:
-        found = (each for each in self.outcomes if (each.implementation, each.behaviour) == (implementation, behaviour))
-        return next(found, None)
+    def of(self, implementation: str, behaviour: str) -> list[Outcome]:
+        """The outcomes that decide: all that are as bad as the worst one. With partners there are several."""
+        mine = [each for each in self.outcomes if each.behaviour == behaviour and each.concerns(implementation)]
+        mine = [each for each in mine if implementation in self.to_blame(each)]
+        worst = min((BADNESS.index(each.verdict) for each in mine), default=0)
+        return [each for each in mine if each.verdict is BADNESS[worst]]
+
+    def verdict(self, implementation: str, behaviour: str) -> Verdict | None:
+        """None if it was not tried, or only where somebody else is to blame."""
+        return next((each.verdict for each in self.of(implementation, behaviour)), None)
+
+    def to_blame(self, outcome: Outcome) -> list[str]:
+        """Whose the outcome is. What does not hold between two is one's alone if it ended, or fails with itself, too."""
+        if outcome.by:
+            return [outcome.by]
+        both = [outcome.implementation, *filter(None, [outcome.partner])]
+        if outcome.verdict is not Verdict.BROKEN:
+            return both
+        return [name for name in both if self._fails_alone(name, outcome.behaviour)] or both
+
+    def _fails_alone(self, name: str, behaviour: str) -> bool:
+        key = (name, name, behaviour, Verdict.BROKEN)
+        return any((each.implementation, each.partner, each.behaviour, each.verdict) == key for each in self.outcomes)
 
     def counts(self, implementation: str) -> dict[Verdict, int]:
-        mine = [each.verdict for each in self.outcomes if each.implementation == implementation]
+        """Of behaviours."""
+        mine = [self.verdict(implementation, each.name) for each in self.behaviours]
         return {verdict: mine.count(verdict) for verdict in Verdict}
 
     def to_json(self) -> str:
@@ -52,13 +75,13 @@ def show(report: Report, console: Console) -> None:
     for each in report.behaviours:
         signs = []
         for name in report.versions:
-            found = report.of(name, each.name)
-            signs.append("" if found is None else f"[{COLOURS[found.verdict]}]{SIGNS[found.verdict]}[/]")
+            verdict = report.verdict(name, each.name)
+            signs.append("" if verdict is None else f"[{COLOURS[verdict]}]{SIGNS[verdict]}[/]")
         table.add_row(each.section, each.title, *signs)
     console.print(table)
     for outcome in report.outcomes:
         if outcome.verdict in (Verdict.BROKEN, Verdict.ERROR):
-            console.print(f"{outcome.implementation}: {outcome.behaviour}: {outcome.said}", highlight=False, markup=False)
+            console.print(f"{outcome.who}: {outcome.behaviour}: {outcome.said}", highlight=False, markup=False)
     for name, version in report.versions.items():
         counts = report.counts(name)
         told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
@@ -76,15 +99,18 @@ def markdown(report: Report) -> str:
     for each in report.behaviours:
         cells = []
         for name in names:
-            outcome = report.of(name, each.name)
-            cell = "" if outcome is None else SIGNS[outcome.verdict]
-            if outcome is not None and outcome.verdict is not Verdict.HOLDS:
-                notes.append(f"{len(notes) + 1}. {name}, {each.name}: {outcome.said}")
-                cell += f" [{len(notes)}]"
+            verdict = report.verdict(name, each.name)
+            cell = "" if verdict is None else SIGNS[verdict]
+            for outcome in report.of(name, each.name) if verdict not in (None, Verdict.HOLDS) else ():
+                note = f"{outcome.who}, {each.name}: {outcome.said}"
+                if note not in notes:
+                    notes.append(note)
+                cell += f" [{notes.index(note) + 1}]"
             cells.append(cell)
         lines.append(f"| {each.section} | {each.title} | {' | '.join(cells)} |")
     counted = [f"{report.counts(name)[Verdict.HOLDS]} of {sum(report.counts(name).values())}" for name in names]
     lines.append(f"| | holds | {' | '.join(counted)} |")
     versions = [f"- {name}: {version}" for name, version in report.versions.items()]
     versions += [f"- {name} was not tried: {reason}" for name, reason in report.missing.items()]
-    return "\n".join([*versions, "", *lines, "", *notes, ""])
+    numbered = [f"{number}. {note}" for number, note in enumerate(notes, start=1)]
+    return "\n".join([*versions, "", *lines, "", *numbered, ""])

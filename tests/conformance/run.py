@@ -1,20 +1,23 @@
-"""Trying every behaviour on every implementation, many at a time: most of them wait.
+"""Trying every behaviour on every implementation, or pair of them, many at a time: most of them wait.
 
-Each trial has a box of its own, so trials do not know of each other, and are run by as many threads as there may be boxes. The
-long ones begin first; those that need the machine for themselves come last, one after the other.
+Each trial has boxes of its own, so trials do not know of each other. The long ones begin first; when a thread is free, it takes
+the first for whose boxes there is room. Those that need the machine for themselves come last, one after the other.
 """
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from controller.demo.topology import Topology, TopologyError
 from tests.conformance.behaviour import Behaviour, Broken, NotApplicable, Outcome, Verdict
-from tests.conformance.boxes import ConformanceError, Implementation, Plan
+from tests.conformance.boxes import Box, ConformanceError, Implementation, Plan
+from tests.conformance.pair import Pair
 from tests.conformance.trial import Trial
 
 AT_ONCE = 24
@@ -23,32 +26,83 @@ AT_ONCE = 24
 Told = Callable[[Outcome], None]
 
 
-def try_all(implementations: Sequence[Implementation], behaviours: Iterable[Behaviour], told: Told) -> list[Outcome]:
-    """Try them all; ``told`` hears of each outcome as it comes, in the thread of the caller."""
-    behaviours = list(behaviours)
+@dataclass(frozen=True)
+class Job:
+    """A behaviour, and the implementation, or the two, to try it on."""
+
+    what: Behaviour
+    on: tuple[Implementation, ...]
+
+
+def jobs(behaviours: Iterable[Behaviour], implementations: Sequence[Implementation], judged: str) -> list[Job]:
+    """All there is to try, in the order of the table."""
+    named = {each.name: each for each in implementations}
+    found = []
+    for what in behaviours:
+        if what.pairing is None:
+            found += [Job(what, (each,)) for each in implementations]
+        else:
+            found += [Job(what, (named[one], named[two])) for one, two in what.pairing.pairs(list(named), judged)]
+    return found
+
+
+def try_all(work: Sequence[Job], told: Told) -> list[Outcome]:
+    """Try it all; ``told`` hears of each outcome as it comes, in the thread of the caller."""
     outcomes: list[Outcome] = []
     numbers = Numbers()
+    together = Queue(job for job in work if not job.what.alone)
     try:
         with Topology.create() as topology:
-            together = [(each, what) for what in behaviours if not what.alone for each in implementations]
-            together.sort(key=lambda pair: -pair[1].seconds)
-            limits = {each.name: threading.Semaphore(each.at_once) for each in implementations}
+
+            def try_next() -> Outcome:
+                with together.next() as job:
+                    return try_one(job, topology, numbers)
+
             pool = ThreadPoolExecutor(AT_ONCE)
             try:
-                futures = [pool.submit(_limited, limits[each.name], each, what, topology, numbers) for each, what in together]
-                for future in as_completed(futures):
+                for future in as_completed([pool.submit(try_next) for _ in range(len(together))]):
                     outcomes.append(future.result())
                     told(outcomes[-1])
             finally:
                 pool.shutdown(cancel_futures=True)
-            for what, each in itertools.product(behaviours, implementations):
-                if what.alone:
-                    outcomes.append(try_one(each, what, topology, numbers))
+            for job in work:
+                if job.what.alone:
+                    outcomes.append(try_one(job, topology, numbers))
                     told(outcomes[-1])
     finally:
-        for each in implementations:
+        for each in {each.name: each for job in work for each in job.on}.values():
             each.close()
     return outcomes
+
+
+class Queue:
+    """Jobs that wait, the long ones first, and the boxes that stand, of which each implementation bears so many."""
+
+    def __init__(self, work: Iterable[Job]) -> None:
+        self._waiting = sorted(work, key=lambda job: -job.what.seconds)
+        self._standing: Counter[str] = Counter()
+        self._changed = threading.Condition()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @contextmanager
+    def next(self) -> Iterator[Job]:
+        """The next job for whose boxes there is room, as soon as there is one; the room is taken meanwhile."""
+        with self._changed:
+            while (job := next(filter(self._has_room, self._waiting), None)) is None:
+                self._changed.wait()
+            self._waiting.remove(job)
+            self._standing.update(each.name for each in job.on)
+        try:
+            yield job
+        finally:
+            with self._changed:
+                self._standing.subtract(each.name for each in job.on)
+                self._changed.notify_all()
+
+    def _has_room(self, job: Job) -> bool:
+        return all(self._standing[each.name] + job.on.count(each) <= each.at_once for each in job.on)
 
 
 class Numbers:
@@ -67,28 +121,21 @@ class Numbers:
             self._free.insert(0, number)
 
 
-def _limited(limit: threading.Semaphore, each: Implementation, what: Behaviour, topology: Topology, numbers: Numbers) -> Outcome:
-    with limit:
-        return try_one(each, what, topology, numbers)
-
-
-def try_one(implementation: Implementation, what: Behaviour, topology: Topology, numbers: Numbers) -> Outcome:
+def try_one(job: Job, topology: Topology, numbers: Numbers) -> Outcome:
     """One trial. Whatever goes wrong is an outcome."""
     began = time.monotonic()
+    name, partner = (*(each.name for each in job.on), "")[:2]
 
-    def outcome(verdict: Verdict, said: object = "") -> Outcome:
+    def outcome(verdict: Verdict, said: object = "", by: str = "") -> Outcome:
         text = " ".join(str(said).split())
-        return Outcome(implementation.name, what.name, verdict, text, round(time.monotonic() - began, 2))
+        return Outcome(name, job.what.name, verdict, text, round(time.monotonic() - began, 2), partner, by)
 
-    number = numbers.take()
+    taken = [numbers.take() for _ in job.on]
     try:
-        trial = Trial(implementation.box(topology, Plan(number)))
-        try:
-            what.try_on(trial)
-        finally:
-            trial.close()
+        with _trial(job, topology, taken) as trial:
+            return outcome(Verdict.HOLDS, job.what.try_on(trial) or "")
     except Broken as broken:
-        return outcome(Verdict.BROKEN, broken)
+        return outcome(Verdict.BROKEN, f"{broken} ({broken.by} has ended)" if broken.by else broken, broken.by)
     except NotApplicable as reason:
         return outcome(Verdict.NOT_APPLICABLE, reason)
     except (ConformanceError, TopologyError, OSError) as error:
@@ -96,5 +143,26 @@ def try_one(implementation: Implementation, what: Behaviour, topology: Topology,
     except Exception as error:  # a behaviour with a mistake in it must not end the others
         return outcome(Verdict.ERROR, f"{type(error).__name__}: {error}")
     finally:
-        numbers.give(number)
-    return outcome(Verdict.HOLDS)
+        for number in taken:
+            numbers.give(number)
+
+
+@contextmanager
+def _trial(job: Job, topology: Topology, numbers: Sequence[int]) -> Iterator[Trial | Pair]:
+    boxes: list[Box] = []
+    try:
+        for each, number in zip(job.on, numbers, strict=True):
+            boxes.append(each.box(topology, Plan(number)))
+        trial = Trial(boxes[0]) if job.what.pairing is None else Pair(boxes[0], boxes[1])
+    except BaseException:
+        for box in boxes:
+            box.close()
+        raise
+    try:
+        yield trial
+    except Broken as broken:
+        if isinstance(trial, Pair) and len(ended := trial.ended()) == 1:
+            broken.by = ended[0]
+        raise
+    finally:
+        trial.close()

@@ -17,12 +17,13 @@ import struct
 import time
 from collections.abc import Iterable
 from ipaddress import IPv4Address
+from typing import Any
 
 from controller.demo.topology import Address
 from noise.crypto import clamp, public_key
 from tests.conformance.behaviour import Broken
 from tests.conformance.boxes import PORT, Box, Plan, Tester
-from tests.conformance.peer import PATIENCE, Peer
+from tests.conformance.peer import PATIENCE, Peer, Session
 from tests.e2e.lab import inside
 from tests.tun.packets import checksum
 from wgpy.config import NO_KEY, Endpoint, PeerSnapshot, Prefix, SetDevice, SetPeer
@@ -158,6 +159,10 @@ class Trial:
             self.box.set([change])
         return made
 
+    def change(self, peer: Peer, **fields: Any) -> None:
+        """Change what the box knows of a peer; ``fields`` are those of SetPeer."""
+        self.box.set([SetPeer(peer.public, **fields)])
+
     def known(self, peer: Peer) -> PeerSnapshot:
         """The peer as the box shows it."""
         for each in self.box.get().peers:
@@ -187,6 +192,25 @@ class Trial:
     def outward(self, payload: bytes = b"outward", *, version: int = 4, to: Address | None = None, ds: int = 0) -> None:
         """Send one from the inner leg to behind the tunnel."""
         self.inner_of(version).send(payload, to=to, ds=ds)
+
+    def expect_inward(self, session: Session, why: str, *, version: int = 4) -> None:
+        """Raise Broken unless a packet under ``session`` is delivered."""
+        payload = os.urandom(16)
+        session.send(self.inward(payload, version=version))
+        self.inner_of(version).expect(payload, why)
+
+    def expect_no_inward(self, session: Session, why: str) -> None:
+        """Raise Broken if a packet under ``session`` is delivered."""
+        session.send(self.inward(os.urandom(16)))
+        self.inner.expect_nothing(why)
+
+    def expect_outward(self, session: Session, why: str, *, version: int = 4) -> None:
+        """Raise Broken unless a packet for behind the tunnel leaves under ``session``."""
+        payload = os.urandom(16)
+        self.outward(payload, version=version)
+        came = session.receive(why)
+        if payload not in came:
+            raise Broken(f"{why}: another packet came")
 
     def wait_until(self, holds: object, why: str, seconds: float = PATIENCE) -> None:
         """Poll a condition (a callable) until it is true. Raises Broken with ``why`` if it never is."""

@@ -1,5 +1,6 @@
 """§5.4.2-§5.4.5 with known answers, and everything that must make a handshake fail."""
 
+import hmac
 from dataclasses import dataclass
 
 import pytest
@@ -151,6 +152,33 @@ def test_the_preshared_key_matters_from_the_response_on(preshared_key: bytes) ->
         PAIR.consume_response(INITIATED, RESPONSE, preshared_key)
 
     assert failure.value.reason is HandshakeFailure.BAD_TAG
+
+
+def kdf(key: bytes, data: bytes, count: int) -> list[bytes]:
+    """KDFn of the paper, spelled out again: T1 to Tn."""
+    secret = hmac.digest(key, data, "blake2s")
+    derived = [b""]
+    for number in range(1, count + 1):
+        derived.append(hmac.digest(secret, derived[-1] + bytes([number]), "blake2s"))
+    return derived[1:]
+
+
+@pytest.mark.parametrize("preshared_key", [NO_PRESHARED_KEY, b"p" * 32], ids=["none", "some"])
+def test_the_preshared_key_is_mixed_in_also_when_there_is_none(preshared_key: bytes) -> None:
+    """5.4.3: e, ee, se, psk, each into the chain. Two ends that both left the zeros out would agree with each other only."""
+    ephemeral = crypto.public_key(b"r" * 32)
+    chain = CONSUMED.chaining_key
+    for mixed in (ephemeral, crypto.dh(b"r" * 32, CONSUMED.remote_ephemeral), crypto.dh(b"r" * 32, PAIR.initiator.public)):
+        (chain,) = kdf(chain, mixed, 1)
+    chain, mixed, key = kdf(chain, preshared_key, 3)
+
+    response, responder_keys = PAIR.respond(CONSUMED, preshared_key)
+
+    unpacked = HandshakeResponse.unpack(response)
+    assert unpacked is not None
+    hashed = crypto.hash_(crypto.hash_(CONSUMED.hash + ephemeral) + mixed)
+    assert crypto.aead_unseal(key, 0, unpacked.encrypted_nothing, hashed) == b""
+    assert [responder_keys.receive_key, responder_keys.send_key] == kdf(chain, b"", 2)
 
 
 def test_a_failed_response_leaves_the_handshake_good_for_the_true_one() -> None:

@@ -1,5 +1,7 @@
 """§5.4.6: the window of 8128 counters, against a set of everything ever seen."""
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -148,6 +150,20 @@ def test_the_last_counters_are_taken_and_those_beyond_are_not() -> None:
     assert not window.accept(2**64 - 1)
     assert window.accept(REJECT - 2)
     assert not window.accept(0)
+
+
+@pytest.mark.parametrize(
+    "arrives", [lambda window, counter: window.accept(counter), lambda window, counter: not window.accept_run([counter])]
+)
+def test_the_end_is_the_end_also_where_nothing_was_missed(arrives: Callable[[ReplayWindow, int], bool]) -> None:
+    """The way of a counter that follows the last one, with no gap in the whole window behind it, is another one."""
+    window = ReplayWindow()
+    window.accept_run(list(range(REJECT - WINDOW - 2, REJECT - 1)))
+    assert not window.missing
+
+    assert arrives(window, REJECT - 1)
+    assert not arrives(window, REJECT)
+    assert window.greatest == REJECT - 1
 
 
 def test_a_run_over_the_end_is_taken_up_to_the_end() -> None:

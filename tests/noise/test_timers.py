@@ -284,6 +284,16 @@ def test_unanswered_data_starts_a_new_handshake_after_15_seconds(seed: int) -> N
     assert owner.actions(Action.SEND_INITIATION) == owner.initiations
 
 
+@pytest.mark.parametrize("jitter", [0.0, 0.2, JITTER])
+def test_what_both_ends_would_do_at_once_is_spread_by_the_jitter(jitter: float) -> None:
+    """6.1: or two ends that lost each other's packets would initiate at the same instant, again and again."""
+    owner = Owner(lambda: jitter)
+    owner.send()
+    owner.advance(29)
+
+    assert owner.initiations == pytest.approx([1015 + jitter, 1020 + 2 * jitter, 1025 + 3 * jitter])
+
+
 @pytest.mark.parametrize("has_data", [True, False])
 def test_anything_received_shows_that_the_session_lives(has_data: bool) -> None:
     owner = Owner()

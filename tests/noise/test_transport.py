@@ -12,7 +12,7 @@ from noise import crypto
 from noise.handshake import TransportKeys
 from noise.keypair import Keypair
 from noise.messages import TransportData
-from noise.transport import seal, unseal
+from noise.transport import seal, seal_one, unseal, unseal_one
 
 REJECT = 2**64 - 8130
 HEADER = Struct("<IIQ")
@@ -43,6 +43,14 @@ class Arena:
 
     def datagrams(self) -> list[bytes]:
         return [bytes(row[: 16 + len(sealed)]) for row, sealed in zip(self.matrix, self.sealed, strict=False)]
+
+
+def sealed_alone(keypair: Keypair, packet: bytes) -> bytes | None:
+    """The datagram that :func:`seal_one` makes; None if it made none."""
+    message = memoryview(bytearray(len(packet) + 32))
+    made = seal_one(keypair, memoryview(bytearray(packet)), message)
+    assert made or not any(message)
+    return bytes(message) if made else None
 
 
 def unsealed(keypair: Keypair, datagrams: list[bytes]) -> tuple[list[int], list[bytes]]:
@@ -176,6 +184,35 @@ def test_nothing_is_sealed_under_the_last_counters(left: int) -> None:
     assert unsealed(theirs, arena.datagrams()[:count]) == ([], [b"packet"] * count)
     assert all(not any(sealed) for sealed in arena.sealed[count:])
     assert not ours.can_send(0.0) or left > 3
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_a_lone_packet_is_sealed_under_the_last_counter_and_none_beyond(left: int) -> None:
+    ours, theirs = pair()
+    ours.send_counter = REJECT - left
+
+    datagrams = [sealed_alone(ours, b"packet") for _ in range(3)]
+
+    assert [datagram is not None for datagram in datagrams] == [number < left for number in range(3)]
+    assert unsealed(theirs, [datagram for datagram in datagrams if datagram]) == ([], [b"packet"] * left)
+    assert ours.send_counter == REJECT
+
+
+@given(packets_of_one_length)
+def test_lone_packets_are_sealed_and_unsealed_as_a_run_of_them(packets: list[bytes]) -> None:
+    (alone, theirs), together = pair(), pair()[0]
+    arena = Arena(packets)
+    arena.seal(together)
+
+    datagrams = [sealed_alone(alone, packet) for packet in packets]
+
+    assert datagrams == arena.datagrams()
+    assert alone.send_counter == together.send_counter
+    for counter, (datagram, packet) in enumerate(zip(arena.datagrams(), packets, strict=True)):
+        opened = memoryview(bytearray(len(packet)))
+        assert unseal_one(theirs, counter, memoryview(datagram)[16:], opened)
+        assert opened == packet
+        assert not unseal_one(theirs, counter + 1, memoryview(datagram)[16:], opened)
 
 
 def test_an_invalidated_keypair_seals_nothing() -> None:

@@ -2,13 +2,15 @@ import asyncio
 import os
 import select
 import socket
+import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
 import uvloop
 
 from tests.tun.conftest import ip, without_capability
-from tun import Tun, TunGone, open_tun
+from tun import Tun, TunError, TunGone, open_tun
 from tun.link import LinkMonitor, in_namespace_of
 
 pytestmark = pytest.mark.e2e
@@ -105,14 +107,48 @@ def test_an_interface_is_followed_into_another_namespace_and_back(monitor: LinkM
     assert is_awake(monitor)
     monitor.drain()
     assert (monitor.state().is_up, monitor.state().mtu) == (True, 1380)
+    assert (is_awake(monitor), monitor.is_elsewhere) == (False, True)
 
-    ip("link", "set", "lo", "mtu", "1500")  # at home, where we no longer listen
-    assert not is_awake(monitor)
+    ip("link", "set", "wgpy-a", "down", "mtu", "1300", pid=elsewhere)  # which nobody tells us: it is looked at now and then
+    assert (monitor.state().is_up, monitor.state().mtu) == (False, 1300)
+    ip("link", "set", "wgpy-a", "up", pid=elsewhere)
+    assert is_awake(monitor)
 
     ip("link", "set", "wgpy-a", "name", "wgpy-z", "netns", str(os.getpid()), pid=elsewhere)
     assert is_awake(monitor)
     state = monitor.state()
-    assert (state.name, state.namespace, monitor.fileno()) == ("wgpy-z", ours, fileno)
+    assert (state.name, state.namespace, monitor.is_elsewhere, monitor.fileno()) == ("wgpy-z", ours, False, fileno)
+    monitor.drain()
+    ip("link", "set", "wgpy-z", "mtu", "1310")
+    assert is_awake(monitor)
+
+
+def test_a_namespace_that_is_deleted_takes_the_interface_with_it(tun: Tun) -> None:
+    """Nothing of ours keeps it alive, though it was looked at."""
+    process = subprocess.Popen(["unshare", "-n", "sh", "-c", "echo; exec sleep 60"], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    ip("link", "set", "wgpy-a", "netns", str(process.pid))
+    ip("link", "set", "wgpy-a", "up", pid=process.pid)
+    monitor = LinkMonitor(tun.fileno())
+    assert monitor.state().is_up
+
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+    def is_gone() -> bool:
+        try:
+            monitor.state()
+        except TunError:
+            return True
+        return False
+
+    deadline = time.monotonic() + 10  # the kernel takes namespaces down when it finds the time
+    while not is_gone():
+        assert time.monotonic() < deadline, "the namespace lives on"
+        time.sleep(0.02)
+    monitor.close()
 
 
 def test_nobody_remains_elsewhere_and_no_thread_remains(monitor: LinkMonitor, elsewhere: int) -> None:
@@ -197,7 +233,7 @@ def test_an_event_loop_watches_across_a_move_and_sleeps_in_between(tun: Tun, els
             changed.set()
 
         loop.add_reader(monitor.fileno(), woken)
-        for command, pid in (("up", None), (f"netns {elsewhere}", None), ("up", elsewhere), ("down", elsewhere)):
+        for command, pid in (("up", None), ("down", None), (f"netns {elsewhere}", None), ("up", elsewhere)):
             changed.clear()
             await asyncio.to_thread(ip, "link", "set", "wgpy-a", *command.split(), pid=pid)
             async with asyncio.timeout(5):
@@ -214,9 +250,9 @@ def test_an_event_loop_watches_across_a_move_and_sleeps_in_between(tun: Tun, els
     loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()
     monitor.close()
-    for seen in ((ours, True), (namespace_of(elsewhere), False), (namespace_of(elsewhere), True)):
+    for seen in ((ours, True), (ours, False), (namespace_of(elsewhere), False)):
         assert seen in wakeups
-    assert wakeups[-1] == (namespace_of(elsewhere), False)
+    assert wakeups[-1] == (namespace_of(elsewhere), True)
 
 
 def test_a_socket_made_in_the_namespace_of_the_interface_stays_there(tun: Tun, elsewhere: int) -> None:

@@ -1,6 +1,9 @@
 """The values, and the reading of numbers, prefixes and endpoints."""
 
 import socket
+from base64 import b64encode
+from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_network
 
 import pytest
@@ -126,6 +129,32 @@ def test_a_number_is_digits_within_its_bits() -> None:
     for text in ("", "65536", "-1", "+1", " 1", "1 ", "1_0", "0x1", "1.0", "\u0661", "\u00b2", "9" * 10_000):
         with pytest.raises(ValueError):
             parse_unsigned(text, 16)
+
+
+@pytest.mark.parametrize("key", [KEY.hex(), KEY.hex()[:-1], b64encode(KEY).decode(), b64encode(KEY).decode()[:-1]])
+@pytest.mark.parametrize(
+    "read",
+    [
+        partial(parse_unsigned, bits=16),
+        parse_prefix,
+        lambda text: parse_prefix(f"{text}/32"),
+        parse_endpoint,
+        lambda text: parse_endpoint(f"{text}:51820"),
+        lambda text: parse_endpoint(f"[{text}]:51820"),
+        lambda text: parse_endpoint(f"[fe80::1%{text}]:51820"),
+        lambda text: parse_endpoint(f"192.0.2.1:{text}"),
+    ],
+)
+def test_an_error_does_not_repeat_what_may_be_a_key(read: Callable[[str], object], key: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        read(key)
+
+    assert key[:12] not in str(refused.value)
+
+
+def test_an_error_repeats_what_is_short() -> None:
+    with pytest.raises(ValueError, match="'65536'"):
+        parse_unsigned("65536", 16)
 
 
 @given(device_configs)

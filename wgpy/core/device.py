@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
 from math import inf
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from noise import constants, tai64n
 from noise.cookie import CookieChecker, CookieHolder
@@ -69,11 +69,27 @@ class Outputs(Protocol):
     def send(self, datagrams: bytes | memoryview, segment: int, endpoint: Endpoint, source: bytes, ds: int) -> bool:
         """Send a train of datagrams of ``segment`` bytes each (the last may be shorter) to ``endpoint``.
 
-        ``source`` is the control message of :attr:`Peer.source`, ``ds`` the outer DS byte. False if nothing was sent.
+        ``source`` is :attr:`Peer.source`, ``ds`` the outer DS byte. False if nothing was sent.
         """
 
     def write(self, buffers: Sequence[bytes | memoryview]) -> None:
         """Hand one packet or superpacket to the TUN, virtio header first."""
+
+
+class Way(NamedTuple):
+    """How datagrams to an endpoint go: see the fields of :class:`Peer` of the same names."""
+
+    source: bytes
+    egress: int = 0
+
+
+def as_it_came(endpoint: Endpoint, arrival: bytes) -> Way:
+    """The way where nobody knows of routes: from the address that the peer spoke to."""
+    return Way(arrival)
+
+
+def in_silence(packet: memoryview, now: float) -> None:
+    """What is done about a packet that nobody takes, where nothing is."""
 
 
 class Device:
@@ -81,6 +97,9 @@ class Device:
 
     ``random_bytes(n)``, ``jitter()`` (0 to 0.333 s) and ``wall_clock()`` (nanoseconds since 1970) are the caller's. The
     device starts *down*: it is configured, but sends nothing until :meth:`up`.
+
+    ``way(endpoint, arrival)`` is asked whenever one of them changes for a peer. ``unreachable(packet, now)`` is told of each
+    packet that has no peer, or whose peer has no endpoint; the packet's buffer is reused.
     """
 
     def __init__(
@@ -91,6 +110,8 @@ class Device:
         jitter: Callable[[], float],
         wall_clock: Callable[[], int],
         mtu: int = DEFAULT_MTU,
+        way: Callable[[Endpoint, bytes], Way] = as_it_came,
+        unreachable: Callable[[memoryview, float], None] = in_silence,
     ) -> None:
         self.outputs = outputs
         self.mtu = mtu
@@ -108,6 +129,8 @@ class Device:
         self._random_bytes = random_bytes
         self._jitter = jitter
         self._wall_clock = wall_clock
+        self._way = way
+        self._unreachable = unreachable
         self._private_key = NO_KEY
         self._checker: CookieChecker | None = None
         self._rate_limiter = RateLimiter()
@@ -178,7 +201,7 @@ class Device:
         if change.preshared_key is not None:
             peer.preshared_key = change.preshared_key
         if change.endpoint is not None:
-            peer.endpoint, peer.source = change.endpoint, b""
+            self._lead(peer, change.endpoint, b"")
         keepalive_now = False
         if change.persistent_keepalive is not None:
             keepalive_now = not peer.timers.persistent_keepalive and change.persistent_keepalive > 0 and self.is_up
@@ -205,7 +228,22 @@ class Device:
     def forget_sources(self) -> None:
         """Drop every cached source address: port or mark changed, or addresses did (protocol 1.11)."""
         for peer in self.peers.values():
-            peer.source = b""
+            peer.forget_source()
+
+    def routes_changed(self, peer: Peer) -> None:
+        """Ask again for the way to ``peer``. If datagrams leave by another interface now, they leave from any address until
+        something arrives: the address they had belongs to the old way."""
+        if peer.endpoint is None:
+            return
+        before = peer.egress
+        self._lead(peer, peer.endpoint, peer.arrival)
+        if peer.egress != before:
+            peer.forget_source()
+
+    def _lead(self, peer: Peer, endpoint: Endpoint, arrival: bytes) -> None:
+        """From now on ``peer`` is at ``endpoint``; ``arrival`` says where it reached us, b"" if it has not."""
+        peer.endpoint, peer.arrival = endpoint, arrival
+        peer.source, peer.egress = self._way(endpoint, arrival)
 
     def snapshot(self, peers: Iterable[Peer] | None = None) -> DeviceSnapshot:
         """The device as it is, for metrics and the state file; with those of its ``peers`` alone, if given."""
@@ -261,6 +299,11 @@ class Device:
     def count_drop(self, reason: Drop, count: int = 1) -> None:
         self.drops[reason] += count
 
+    def refuse(self, reason: Drop, packet: memoryview, now: float) -> None:
+        """There is nobody who takes ``packet``."""
+        self.count_drop(reason)
+        self._unreachable(packet, now)
+
     def stage(self, peer: Peer, packet: bytes, now: float) -> None:
         """There is no session for ``packet``: keep it and ask for one."""
         if not self.is_up:
@@ -296,9 +339,8 @@ class Device:
         self, peer: Peer, keypair: Keypair, endpoint: Endpoint, source: bytes, size: int, has_data: bool, now: float
     ) -> None:
         """A run of authenticated, fresh transport data came: roam, confirm, and do what receiving entails (protocol 1.6, 1.7)."""
-        if endpoint is not peer.endpoint:
-            peer.endpoint = endpoint
-        peer.source = source
+        if endpoint is not peer.endpoint or source is not peer.arrival:
+            self._lead(peer, endpoint, source)
         peer.rx_bytes += size
         timers = peer.timers
         keypairs = peer.keypairs
@@ -403,7 +445,7 @@ class Device:
         except HandshakeError as error:
             self.count_drop(_HANDSHAKE_DROPS.get(error.reason, Drop.BAD_HANDSHAKE))
             return
-        peer.endpoint, peer.source = endpoint, source
+        self._lead(peer, endpoint, source)
         keypair = Keypair.derived(keys, now)
         self.indices[index] = (peer, keypair)
         self._forget_keypairs(peer.keypairs.responder_derived(keypair))
@@ -427,7 +469,7 @@ class Device:
         except HandshakeError:
             self.count_drop(Drop.BAD_HANDSHAKE)
             return
-        peer.endpoint, peer.source = endpoint, source
+        self._lead(peer, endpoint, source)
         new = Keypair.derived(keys, now)
         # The index goes on: it named the handshake, now it names the session.
         self.indices[index] = (peer, new)
@@ -574,10 +616,10 @@ class Device:
     def _act(self, peer: Peer, action: Action, now: float) -> None:
         match action:
             case Action.RETRY_INITIATION:
-                peer.source = b""
+                peer.forget_source()
                 self.send_initiation(peer, now, retry=True)
             case Action.SEND_INITIATION:
-                peer.source = b""
+                peer.forget_source()
                 self.send_initiation(peer, now)
             case Action.SEND_KEEPALIVE:
                 self.send_keepalive(peer, now)

@@ -116,7 +116,7 @@ class Outbound:
         if length > self._stride:
             self._wide_packet_read(length, now)
             return
-        peer = self._route(slot, length)
+        peer = self._route(slot, length, now)
         if peer is None:
             return
         if header[0] & NEEDS_CSUM and sum(self._checksum_field()) + 2 > length:
@@ -217,7 +217,7 @@ class Outbound:
 
     # ------------------------------------------------------------------------------------------------------------
 
-    def _route(self, packet: memoryview, length: int) -> Peer | None:
+    def _route(self, packet: memoryview, length: int, now: float) -> Peer | None:
         """The peer that owns the destination address; None (counted) if there is none or this is no IP packet."""
         version = packet[0] >> 4 if length else 0
         if version == 4 and length >= 20:
@@ -229,11 +229,11 @@ class Outbound:
             return None
         peer = self._device.allowed_ips.lookup(destination)
         if peer is None:
-            self._device.count_drop(Drop.NO_PEER)
+            self._device.refuse(Drop.NO_PEER, packet[:length], now)
             return None
         endpoint = peer.endpoint
         if endpoint is None:
-            self._device.count_drop(Drop.NO_ENDPOINT)
+            self._device.refuse(Drop.NO_ENDPOINT, packet[:length], now)
             return None
         if destination == endpoint.address and _is_our_own(peer, packet[:length]):
             self._device.count_drop(Drop.LOOP)
@@ -341,7 +341,7 @@ class Outbound:
         head = min(length, self._stride)
         packet = self._superpacket
         packet[:head] = self._slots[self._count][:head]
-        peer = self._route(packet, length)
+        peer = self._route(packet, length, now)
         if peer is None:
             return
         try:
@@ -411,8 +411,9 @@ class Outbound:
 def _is_our_own(peer: Peer, packet: memoryview) -> bool:
     """Whether ``packet`` is a datagram that we sealed for ``peer``: the way to its endpoint leads back into the interface.
 
-    Sealed again and again it would go round for ever, and grow. The kernel's WireGuard sees such a route and says ELOOP; we
-    can only see the packet.
+    Sealed again and again it would go round for ever, and grow. A route that leads back into the interface is no error in itself:
+    one peer may be reached through another one (netns.sh, stage 16), which is why the kernel's WireGuard has not refused it since
+    5.7. So we look at the packet.
     """
     keypair = peer.keypairs.current
     if keypair is None:

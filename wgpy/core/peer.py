@@ -21,8 +21,12 @@ class Peer:
     timers: PeerTimers
     preshared_key: bytes = field(default=NO_KEY, repr=False)
     endpoint: Endpoint | None = None
+    arrival: bytes = b""
+    """Where its last authenticated datagram came in: the address of ours and the interface, as the outputs write it."""
     source: bytes = b""
-    """The control message that makes datagrams leave from the address this peer knows us by (sticky source); b"": any."""
+    """``arrival``, if datagrams to this peer are to leave from that address (sticky source); b"": from any."""
+    egress: int = 0
+    """The index of the interface by which they leave, when last asked."""
     keypairs: Keypairs = field(default_factory=Keypairs)
     handshake: InitiatorHandshake | None = field(default=None, repr=False)
     """Our initiation under way, and its index in the device's table."""
@@ -49,6 +53,10 @@ class Peer:
         """Our own static key has changed: nothing computed with the old one may be used again."""
         self._remote = None
         self.cookies = None
+
+    def forget_source(self) -> None:
+        """Send from any address, until something arrives."""
+        self.arrival = self.source = b""
 
     def can_send(self, now: float) -> bool:
         """Whether there is a keypair to seal data with."""

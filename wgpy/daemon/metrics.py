@@ -28,6 +28,7 @@ from tun.interface import Offloads
 from wgpy.config import PeerSnapshot
 from wgpy.core.device import Device
 from wgpy.daemon.udp import Sockets
+from wgpy.daemon.unreachable import Unreachables
 from wgpy.exposition import Answer, Page, alive, metrics, probe
 
 NEVER_SHAKEN_HANDS = -6.21355968e10
@@ -52,8 +53,11 @@ def pages(collector: DeviceCollector, unreadiness: Callable[[], str | None]) -> 
 class DeviceCollector(Collector):
     """Reads a device at scrape time."""
 
-    def __init__(self, interface: str, device: Device, sockets: Sockets, tun_offloads: Offloads) -> None:
+    def __init__(
+        self, interface: str, device: Device, sockets: Sockets, tun_offloads: Offloads, unreachables: Unreachables
+    ) -> None:
         self._interface = interface
+        self._unreachables = unreachables
         self._tun_offloads = tun_offloads
         self._device = device
         self._sockets = sockets
@@ -68,17 +72,26 @@ class DeviceCollector(Collector):
         for name, text, value in (
             ("wgpy_send_errors", "Sends the kernel refused", self._sockets.send_errors),
             ("wgpy_plain_trains", "Trains of datagrams the kernel refused, sent one by one", self._sockets.plain_trains),
+            ("wgpy_icmp_unreachables", "Senders told that nobody takes their packet", self._unreachables.sent),
         ):
             family = CounterMetricFamily(name, text, labels=["interface"])
             family.add_metric([self._interface], value)
             yield family
-        plain = GaugeMetricFamily(
-            "wgpy_plain_destinations",
-            "Destinations that refused a train of datagrams and get them one by one for a while",
-            labels=["interface"],
-        )
-        plain.add_metric([self._interface], self._sockets.plain_destinations)
-        yield plain
+        for name, text, value in (
+            (
+                "wgpy_plain_destinations",
+                "Destinations that refused a train of datagrams and get them one by one for a while",
+                self._sockets.plain_destinations,
+            ),
+            (
+                "wgpy_icmp_unreachables_possible",
+                "Whether senders can be told that nobody takes their packet (1) or not (0: no CAP_NET_RAW)",
+                self._unreachables.is_possible,
+            ),
+        ):
+            gauge = GaugeMetricFamily(name, text, labels=["interface"])
+            gauge.add_metric([self._interface], value)
+            yield gauge
         yield self._offloads()
 
     async def peers(self, names: NameSet) -> bytes:

@@ -37,15 +37,21 @@ from wgpy import wgconf
 from wgpy.config import DEFAULT_MTU, Change, DeviceConfig, SetDevice, changes_to
 from wgpy.core import gradual
 from wgpy.core.device import Device
+from wgpy.daemon import privileges
 from wgpy.daemon.pump import Pump, boottime
 from wgpy.daemon.uapi_server import DIRECTORY, TURN, Deletion, SocketInUse, UapiServer, listen
 from wgpy.daemon.udp import Sockets
+from wgpy.daemon.unreachable import Unreachables
+from wgpy.daemon.ways import Ways
 from wgpy.uapi import format_get_chunks
 
 if TYPE_CHECKING:
     from wgpy.exposition import Server
 
 log = logging.getLogger("wgpy")
+
+LOOK_SECONDS = 1.0
+"""How often an interface is looked at that is in another network namespace."""
 
 GREET_PORTION = 8
 """Handshakes begun before packets get their turn: about two milliseconds of work."""
@@ -80,12 +86,17 @@ class Process:
         self._deletion = Deletion(self._socket_file)
         self._link = LinkMonitor(tun.fileno())
         link = self._link.state()
+        self._next_look: asyncio.TimerHandle | None = None
+        self._ways = Ways(self._sockets)
+        self._unreachables = Unreachables()
         self.device = Device(
             self._pump,
             random_bytes=secrets.token_bytes,
             jitter=lambda: random.uniform(0, REKEY_TIMEOUT_JITTER),
             wall_clock=time.time_ns,
             mtu=link.mtu or DEFAULT_MTU,
+            way=self._ways.way,
+            unreachable=self._unreachables.refused,
         )
         self.device.inbound.coalescer.tso = tun.offloads.tcp_gro
         self.device.inbound.coalescer.uso = tun.offloads.udp_gro
@@ -99,6 +110,7 @@ class Process:
         try:
             await self._restore()
             self._pump.start(self.device)
+            self._ways.start(self.device)
             self._link_changed()
             loop.add_reader(self._link.fileno(), self._link_changed)
             loop.add_reader(self._deletion.fileno(), self._socket_file_changed)
@@ -116,7 +128,7 @@ class Process:
         from wgpy.daemon.metrics import DeviceCollector, pages
         from wgpy.exposition import Server
 
-        collector = DeviceCollector(self._tun.name, self.device, self._sockets, self._tun.offloads)
+        collector = DeviceCollector(self._tun.name, self.device, self._sockets, self._tun.offloads, self._unreachables)
         server = Server(self._metrics_address, pages(collector, self._unreadiness))
         try:
             await server.start()
@@ -142,13 +154,17 @@ class Process:
         if self._greeting is not None:
             self._greeting.cancel()
         self._pump.stop()
+        if self._next_look is not None:
+            self._next_look.cancel()
+        self._ways.stop()
+        self._unreachables.close()
         self.device.down()
         with contextlib.suppress(AttributeError):
             await self._uapi.stop()
         if self._metrics is not None:
             await self._metrics.stop()
         if not self._deletion.happened():
-            self._socket_file.unlink()  # by its name: the server has closed the socket already
+            _remove(self._socket_file)  # by its name: the server has closed the socket already
         self._deletion.close()
         self._listener.close()
         self._link.close()
@@ -179,6 +195,9 @@ class Process:
         device = self.device
         if state.mtu != device.mtu:
             device.mtu_changed(state.mtu, now)
+        self._unreachables.follow(self._tun.fileno(), state, is_elsewhere=self._link.is_elsewhere)
+        if self._link.is_elsewhere and self._next_look is None:
+            self._next_look = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look_elsewhere)
         if state.is_up and not device.is_up:
             try:
                 self._bind(device.listen_port, device.fwmark)
@@ -196,6 +215,11 @@ class Process:
             self._unbind()
         self._pump.settle(now)
 
+    def _look_elsewhere(self) -> None:
+        """Nobody tells us what becomes of an interface in another network namespace: look."""
+        self._next_look = None
+        self._link_changed()
+
     def _unreadiness(self) -> str | None:
         """What keeps us from carrying packets. An interface that is down lacks nothing: it waits for who takes it up."""
         if self.device.is_up:
@@ -212,6 +236,7 @@ class Process:
             self._sockets.bind(port, fwmark)
         finally:
             self._pump.watch_sockets()
+        self._ways.look_again()  # port and mark are what policy rules ask for
 
     def _unbind(self) -> None:
         self._pump.unwatch_sockets()
@@ -266,6 +291,7 @@ class Process:
             self._bind(port, fwmark)
         elif fwmark != device.fwmark:
             self._sockets.set_fwmark(fwmark)
+            self._ways.look_again()
 
     # -- state directory -----------------------------------------------------------------------------------------
 
@@ -344,7 +370,7 @@ async def _serve(name: str, *, state: Path | None, metrics: str | None, persist:
     listener = _listener(name)
     with contextlib.ExitStack() as undo:
         undo.callback(listener.close)
-        undo.callback(os.unlink, listener.getsockname())
+        undo.callback(_remove, Path(listener.getsockname()))
         try:
             tun = _tun(name)
             undo.callback(tun.close)
@@ -361,9 +387,19 @@ async def _serve(name: str, *, state: Path | None, metrics: str | None, persist:
         except TunError as error:
             await process.stop()
             raise SetupError(str(error)) from None
+    if off := privileges.shortfall():
+        log.info("what is off, for want of a capability: %s", off)
     log.info("ready")
     ready()
     await process.run()
+
+
+def _remove(socket_file: Path) -> None:
+    """Who was handed the socket by another user cannot."""
+    try:
+        socket_file.unlink()
+    except OSError as error:
+        log.error("%s cannot be removed: %s; delete it", socket_file, error.strerror)
 
 
 def _listener(name: str) -> socket.socket:
@@ -461,6 +497,9 @@ def run(names: list[str], state: Path | None, metrics: str | None, persist: bool
             state.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             print(f"wgpy: the state directory {state} cannot be made: {error.strerror}", file=sys.stderr)
+            return 1
+        if not os.access(state, os.R_OK | os.W_OK | os.X_OK):
+            print(f"wgpy: the state directory {state} is another user's: give it to the one who runs this", file=sys.stderr)
             return 1
     if len(names) == 1:
         return _serve_until_done(names[0], state=state, metrics=metrics, persist=persist)

@@ -28,7 +28,7 @@ from typing import TypeVar
 
 from wgpy import uapi
 from wgpy.client import clear_abandoned
-from wgpy.config import Change
+from wgpy.config import Change, quoted
 
 log = logging.getLogger(__name__)
 
@@ -293,7 +293,7 @@ def _zone_index(zone: str) -> int:
     try:
         return socket.if_nametoindex(zone)
     except OSError:
-        raise ValueError(f"there is no interface {zone[:20]!r}") from None
+        raise ValueError(f"there is no interface {quoted(zone)}") from None
 
 
 class Deletion:

@@ -8,8 +8,9 @@ EINVAL or EMSGSIZE: a segment does not fit), its datagrams are sent one by one, 
 next minute: other destinations do not pay for it, and neither does this one once its route has changed.
 
 Addresses are sticky: what comes to one of our addresses is answered from that address (IP_PKTINFO), because a peer
-behind a firewall knows us only by it. A source address that is no longer ours is refused by the kernel; then the
-datagram goes out without it, and it is not used again until something arrives there.
+behind a firewall knows us only by it; whether the way back still fits, ``wgpy.daemon.ways`` knows. A source address that is
+no longer ours is refused by the kernel; then the datagram goes out without it, and it is not used again until something
+arrives there.
 """
 
 from __future__ import annotations
@@ -274,9 +275,7 @@ class Sockets:
         ipv4 = family == socket.AF_INET
         control: Control = []
         if source and source not in self._dead_sources and (len(source) == _IN_PKTINFO.size) == ipv4:
-            control.append(
-                (socket.IPPROTO_IP, IP_PKTINFO, source) if ipv4 else (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, source)
-            )
+            control.append(_from_address(*read_source(source)))
         if ds:
             level, kind = (socket.IPPROTO_IP, socket.IP_TOS) if ipv4 else (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)
             control.append((level, kind, _INT.pack(ds)))
@@ -327,14 +326,12 @@ class Sockets:
         return endpoint
 
     def _source(self, pktinfo: bytes) -> bytes:
-        """The control message that sends from the address a datagram came to, tied to an interface if that is link-local."""
+        """Where a datagram came in: the address it came to and the interface, as :func:`read_source` reads them."""
         if len(pktinfo) == _IN_PKTINFO.size:
-            _, _, address = _IN_PKTINFO.unpack(pktinfo)
-            source = _IN_PKTINFO.pack(0, address, bytes(4))
+            index, _, address = _IN_PKTINFO.unpack(pktinfo)
+            source = _IN_PKTINFO.pack(index, address, bytes(4))
         else:
-            address, index = _IN6_PKTINFO.unpack(pktinfo)
-            link_local = address[0] == 0xFE and address[1] & 0xC0 == 0x80
-            source = _IN6_PKTINFO.pack(address, index if link_local else 0)
+            source = pktinfo
         if len(self._sources) >= REMEMBERED:
             self._sources.clear()
         self._sources[pktinfo] = source
@@ -342,3 +339,22 @@ class Sockets:
             self._dead_sources.discard(source)
             self._controls.clear()
         return source
+
+
+def read_source(source: bytes) -> tuple[bytes, int]:
+    """The address of ours in a source (4 or 16 bytes), and the index of the interface that the datagram came in by."""
+    if len(source) == _IN_PKTINFO.size:
+        index, address, _ = _IN_PKTINFO.unpack(source)
+    elif source:
+        address, index = _IN6_PKTINFO.unpack(source)
+    else:
+        return b"", 0
+    return address, index
+
+
+def _from_address(address: bytes, index: int) -> tuple[int, int, bytes]:
+    """The control message that sends from an address, and by an interface only where the address means nothing without one."""
+    if len(address) == 4:
+        return socket.IPPROTO_IP, IP_PKTINFO, _IN_PKTINFO.pack(0, address, bytes(4))
+    is_link_local = address[0] == 0xFE and address[1] & 0xC0 == 0x80
+    return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _IN6_PKTINFO.pack(address, index if is_link_local else 0)

@@ -86,6 +86,22 @@ def test_a_prefix_given_to_another_peer_moves_to_the_end_of_its_list() -> None:
     assert list(table.prefixes(b)) == [second, first]
 
 
+@given(st.lists(st.tuples(prefixes, st.sampled_from(OWNERS)), max_size=20), st.lists(ipv4_addresses | ipv6_addresses, max_size=5))
+def test_owners_that_are_gone_leave_nothing_behind(entries: list[tuple[Prefix, Owner]], addresses: list[bytes]) -> None:
+    """Peers come and go for months; and a length that nobody has any more costs every look-up something."""
+    table: AllowedIPs[Owner] = AllowedIPs()
+    for prefix, owner in entries:
+        table.insert(prefix, owner)
+    for address in addresses:
+        table.lookup(address)
+
+    for owner in OWNERS:
+        table.remove_owner(owner)
+
+    if entries:
+        assert vars(table) == vars(AllowedIPs())
+
+
 def test_a_remembered_answer_is_forgotten_when_the_table_changes() -> None:
     table: AllowedIPs[Owner] = AllowedIPs()
     a, b = OWNERS[:2]

@@ -10,7 +10,7 @@ from noise import crypto
 from noise.keypair import Keypair
 from tests.sim import Host, Sim, kind_of, packet
 from wgpy.config import NO_KEY, Change, DeviceConfig, Endpoint, PeerConfig, SetDevice, SetPeer, changes_to
-from wgpy.core.device import MAX_QUEUED_MESSAGES, UNDER_LOAD_MESSAGES
+from wgpy.core.device import MAX_QUEUED_MESSAGES, UNDER_LOAD_MESSAGES, Way
 from wgpy.core.peer import Peer
 
 ELSEWHERE = Endpoint("203.0.113.9", 9999)
@@ -385,6 +385,141 @@ def test_replies_leave_from_the_address_they_were_asked_at() -> None:
     ping(sim, "A", "B")
 
     assert sim["A"].trains[-1].source == b"an address of ours"
+
+
+class Roads:
+    """A way to everywhere that leaves by ``egress``, and for which the address it is asked about fits if ``fits`` says so."""
+
+    def __init__(self, *hosts: Host, egress: int = 2) -> None:
+        self.egress, self.fits = egress, True
+        self.asked: list[tuple[Endpoint, bytes]] = []
+        for host in hosts:
+            host.way = self.way
+
+    def way(self, endpoint: Endpoint, arrival: bytes) -> Way:
+        self.asked.append((endpoint, arrival))
+        return Way(arrival if self.fits else b"", self.egress)
+
+
+def arrives(sim: Sim, source: bytes, endpoint: Endpoint | None = None) -> None:
+    """A packet of B comes to A at one of A's addresses."""
+    sim["B"].send_packet(packet("10.0.0.2", "10.0.0.1"))
+    datagram, inbound = sim.log[-1].datagram, sim["A"].device.inbound
+    inbound.buffer[: len(datagram)] = datagram
+    inbound.datagrams_received(len(datagram), 0, endpoint or sim["B"].endpoint, source, 0, sim.now)
+
+
+def leaves_from(sim: Sim) -> bytes:
+    """The source of A's next packet to B."""
+    ping(sim, "A", "B")
+    return sim["A"].trains[-1].source
+
+
+def test_the_way_is_asked_for_when_a_peer_moves_or_comes_in_elsewhere_and_not_for_each_datagram() -> None:
+    sim = Sim.connected()
+    roads = Roads(sim["A"])
+    here, there = b"one address of ours", b"another one"
+
+    for source in (here, here, here, there, there, here):
+        arrives(sim, source)
+    arrives(sim, here, ELSEWHERE)
+    arrives(sim, here, ELSEWHERE)
+    sim["A"].set_peer(sim["B"], endpoint=sim["B"].endpoint)
+
+    b = sim["B"].endpoint
+    assert roads.asked == [(b, here), (b, there), (b, here), (ELSEWHERE, here), (b, b"")]
+
+
+def test_a_source_that_does_not_fit_the_way_back_is_not_used_and_not_asked_about_again() -> None:
+    sim = Sim.connected()
+    roads = Roads(sim["A"])
+    roads.fits = False
+
+    for _ in range(3):
+        arrives(sim, b"an address of ours")
+        assert leaves_from(sim) == b""
+    assert len(roads.asked) == 1
+
+
+@pytest.mark.parametrize("initiator", ["A", "B"])
+def test_a_handshake_shows_the_way_too(initiator: str) -> None:
+    sim = Sim.pair()
+    roads = Roads(sim["A"])
+
+    sim.connect(initiator, "B" if initiator == "A" else "A")
+
+    assert (sim["B"].endpoint, b"") in roads.asked
+    assert sim["A"].peer_of(sim["B"]).egress == 2
+
+
+def test_who_cannot_authenticate_has_no_way_asked_for() -> None:
+    sim = Sim.connected()
+    roads = Roads(sim["A"])
+    inbound = sim["A"].device.inbound
+    sim["B"].send_packet(packet("10.0.0.2", "10.0.0.1"))
+    forged = sim.log[-1].datagram[:-1] + bytes([sim.log[-1].datagram[-1] ^ 1])
+    inbound.buffer[: len(forged)] = forged
+
+    inbound.datagrams_received(len(forged), 0, ELSEWHERE, b"an address of ours", 0, sim.now)
+
+    assert roads.asked == []
+
+
+def test_routes_that_change_without_changing_the_way_change_nothing() -> None:
+    sim = Sim.connected()
+    roads = Roads(sim["A"])
+    arrives(sim, b"an address of ours")
+
+    sim["A"].device.routes_changed(sim["A"].peer_of(sim["B"]))
+
+    assert leaves_from(sim) == b"an address of ours"
+    assert roads.asked[-1] == (sim["B"].endpoint, b"an address of ours")
+
+
+def test_a_way_by_another_interface_is_free_of_the_old_ones_address_until_something_arrives() -> None:
+    sim = Sim.connected()
+    roads = Roads(sim["A"])
+    arrives(sim, b"an address of ours")
+
+    roads.egress = 3
+    sim["A"].device.routes_changed(sim["A"].peer_of(sim["B"]))
+
+    assert leaves_from(sim) == b""
+    arrives(sim, b"an address of ours")
+    assert leaves_from(sim) == b"an address of ours"
+
+
+def test_a_way_that_fits_again_is_seen_when_the_routes_change() -> None:
+    sim = Sim.connected()
+    roads = Roads(sim["A"])
+    roads.fits = False
+    arrives(sim, b"an address of ours")
+
+    roads.fits = True
+    sim["A"].device.routes_changed(sim["A"].peer_of(sim["B"]))
+
+    assert leaves_from(sim) == b"an address of ours"
+
+
+def test_there_is_no_way_to_a_peer_without_an_endpoint() -> None:
+    sim = Sim("A", "B")
+    roads = Roads(sim["A"])
+    sim["A"].peer(sim["B"], endpoint=False)
+
+    sim["A"].device.routes_changed(sim["A"].peer_of(sim["B"]))
+
+    assert roads.asked == []
+
+
+def test_a_source_that_was_forgotten_comes_back_with_the_next_datagram() -> None:
+    sim = Sim.connected()
+    arrives(sim, b"an address of ours")
+
+    sim["A"].device.forget_sources()
+
+    assert leaves_from(sim) == b""
+    arrives(sim, b"an address of ours")
+    assert leaves_from(sim) == b"an address of ours"
 
 
 def test_a_source_address_that_may_be_why_nobody_answers_is_forgotten() -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
-from struct import pack
+from struct import pack, unpack
 
 import pytest
 from hypothesis import given, settings
@@ -327,6 +327,35 @@ def test_a_forged_counter_does_not_shut_out_the_true_ones() -> None:
     assert sim["B"].drops() == {"bad_tag": 5}
 
 
+def test_a_forged_counter_of_a_lone_datagram_does_not_shut_out_the_true_ones() -> None:
+    sim = Sim.connected()
+    a, b = sim["A"], sim["B"]
+    good = [seal(keypair_to(a, b), packet(a.address, b.address, b"%04d" % number)) for number in range(2)]
+
+    for counter in ((1 << 40).to_bytes(8, "little"), good[0][8:16]):
+        b.receive(good[0][:8] + counter + good[0][16:-1] + bytes([good[0][-1] ^ 1]), 0, ELSEWHERE)
+    for datagram in good:
+        b.receive(datagram, 0, a.endpoint)
+
+    assert len(b.delivered()) == 2
+    assert b.drops() == {"bad_tag": 2}
+
+
+@pytest.mark.parametrize("position", [1, 2, 3])
+def test_a_lone_datagram_with_something_in_its_reserved_bytes_is_no_transport_data(position: int) -> None:
+    """The bytes are not authenticated: whoever ignores them opens it."""
+    sim = Sim.connected()
+    a, b = sim["A"], sim["B"]
+    good = seal(keypair_to(a, b), packet(a.address, b.address))
+    before = b.device.snapshot()
+
+    b.receive(good[:position] + b"\x01" + good[position + 1 :], 0, ELSEWHERE)
+
+    assert b.delivered() == []
+    assert b.drops() == {"unknown_message": 1}
+    assert b.device.snapshot() == before
+
+
 def test_a_burst_that_was_forged_whole_moves_nothing() -> None:
     sim = Sim.connected()
     good = sealed_burst(sim, [packet("10.0.0.1", "10.0.0.2", b"%04d" % number) for number in range(5)])
@@ -474,7 +503,113 @@ def test_initiations_of_several_peers_behind_one_address_come_in_one_burst() -> 
     assert all(sim["B"].peer_of(sim[name]).endpoint == ELSEWHERE for name in "ACD")
 
 
-@pytest.mark.parametrize("segment", [1, 4, 16, 31])
+def hand_over(receiver: Host, datagrams: list[bytes], source: bytes = b"", ecn: int = 0) -> None:
+    """One receive of these datagrams, from A, and no flush."""
+    whole = b"".join(datagrams)
+    receiver.device.inbound.buffer[: len(whole)] = whole
+    sim = receiver.sim
+    receiver.device.inbound.datagrams_received(len(whole), len(datagrams[0]), sim["A"].endpoint, source, ecn, sim.now)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_what_comes_in_is_answered_from_the_address_it_came_to(count: int) -> None:
+    sim = Sim.connected()
+    a, b = sim["A"], sim["B"]
+
+    hand_over(b, sealed_burst(sim, [packet(a.address, b.address)] * count), source=b"at .7")
+
+    assert b.peer_of(a).source == b"at .7"
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_data_that_is_not_answered_is_acknowledged_after_10_seconds(count: int) -> None:
+    sim = Sim.connected()
+    a, b = sim["A"], sim["B"]
+
+    hand_over(b, sealed_burst(sim, [packet(a.address, b.address)] * count))
+    sim.advance(9.9)
+    assert sim.sent("B") == []
+    sim.advance(0.2)
+
+    assert [entry.kind for entry in sim.sent("B")] == ["keepalive"]
+
+
+@pytest.mark.parametrize("is_v4", [True, False])
+def test_a_packet_of_a_header_alone_is_a_packet(is_v4: bool) -> None:
+    sim = Sim.connected()
+    data = bare_packet(is_v4, 20 if is_v4 else 40)
+
+    hand_over(sim["B"], [seal(keypair_to(sim["A"], sim["B"]), data)])
+
+    assert sim["B"].delivered() == [data]
+
+
+@pytest.mark.parametrize("is_v4", [True, False])
+def test_a_lone_packet_is_marked_as_its_datagram_was(is_v4: bool) -> None:
+    sim = Sim.connected()
+    source = ip_address("10.0.0.1" if is_v4 else "fd00::1").packed
+    flow = Stream(is_v4=is_v4, tos=0x02, payload=b"alone", source=source)
+
+    hand_over(sim["B"], sealed_burst(sim, flow.packets()), ecn=3)
+
+    assert sim["B"].delivered() == replace(flow, tos=0x03).packets()
+
+
+def test_one_packet_and_a_keepalive_are_a_burst() -> None:
+    sim = Sim.connected()
+    data = packet("10.0.0.1", "10.0.0.2")
+
+    hand_over(sim["B"], [*sealed_burst(sim, [data]), seal(keypair_to(sim["A"], sim["B"]), b"")])
+    sim["B"].device.inbound.flush()
+
+    assert sim["B"].delivered() == [data]
+    assert sim["B"].drops() == {}
+
+
+@pytest.mark.parametrize("size", [1504, 8000, 30_000])
+def test_long_packets_come_in_bursts_too(size: int) -> None:
+    """Fewer rows fit; of those that are held, what one receive brings goes on fitting."""
+    sim = Sim.connected(mtu=34736)
+    packets = [bare_packet(True, size)] * (65535 // (size + 32))
+
+    for _ in range(8):
+        hand_over(sim["B"], [seal(keypair_to(sim["A"], sim["B"]), data) for data in packets])
+    sim["B"].device.inbound.flush()
+
+    assert sim["B"].delivered() == packets * 8
+    assert sim["B"].drops() == {}
+
+
+def test_a_message_cut_short_at_the_end_of_a_burst_spoils_none_before_it() -> None:
+    sim = Sim.pair()
+    sim["A"].send_packet(packet(sim["A"].address, sim["B"].address))
+    initiation = sim.log[0].datagram
+
+    hand_over(sim["B"], [initiation, initiation, initiation[:100]])
+    sim["B"].device.handle_messages(3, sim.now)
+
+    assert sim["B"].drops() == {"unknown_message": 1, "replayed_initiation": 1}
+    assert len(sim.sent("B", "response")) == 1
+
+
+@pytest.mark.parametrize("at_once", [1, 128])
+def test_messages_come_with_the_address_they_came_to_and_at_their_time(at_once: int) -> None:
+    sim = Sim.pair()
+    a, b = sim["A"], sim["B"]
+    a.send_packet(packet(a.address, b.address))
+
+    for _ in range(128 // at_once):
+        hand_over(b, [sim.log[0].datagram] * at_once, source=b"at .7")
+    b.device.handle_messages(1, sim.now)
+
+    (cookie_reply,) = b.trains
+    assert (cookie_reply.source, cookie_reply.datagrams[0]) == (b"at .7", 3), "so many are load"
+    sim.now += 1
+    b.device.handle_messages(1, sim.now)
+    assert (b.trains[-1].source, b.trains[-1].datagrams[0]) == (b"at .7", 2), "a second later there is none"
+
+
+@pytest.mark.parametrize("segment", [1, 3, 4, 16, 31])
 def test_a_burst_of_scraps_is_counted_scrap_by_scrap(segment: int) -> None:
     sim = Sim.connected()
 
@@ -594,6 +729,73 @@ def test_data_without_a_private_key_of_our_own_is_still_opened() -> None:
     assert len(sim["B"].delivered()) == 1
 
 
+# -- rows that are judged together ---------------------------------------------------------------------------------
+
+
+def bare_packet(is_v4: bool, size: int, declared: int = 0) -> bytes:
+    """A packet of A of ``size`` bytes, padding included: a header and zeros."""
+    length, source = declared or size, ip_address("10.0.0.1" if is_v4 else "fd00::1").packed
+    if is_v4:
+        return (pack("!BBHI", 0x45, 0, length, 0) + bytes([64, 59, 0, 0]) + source).ljust(size, b"\0")
+    return (pack("!BxxxHBB", 0x60, length - 40, 59, 64) + source).ljust(size, b"\0")
+
+
+@pytest.mark.parametrize("is_v4", [True, False])
+@pytest.mark.parametrize("kind", ["of a header alone", "long", "the last one of a header alone", "padded"])
+def test_a_burst_from_one_address_is_judged_by_one_look_up(kind: str, is_v4: bool) -> None:
+    """A look-up for each row would cost more than its decryption. What is held from before is no part of it."""
+    sim = Sim.connected()
+    a, b = sim["A"], sim["B"]
+    header = 20 if is_v4 else 40
+    first, last = {"of a header alone": (header, header), "the last one of a header alone": (96, header)}.get(kind, (96, 96))
+    packets = [bare_packet(is_v4, first, declared=96 - row if kind == "padded" else 0) for row in range(5)]
+    packets.append(bare_packet(is_v4, last))
+    lookups: list[bytes] = []
+    lookup = b.device.allowed_ips.lookup
+
+    def counted(address: bytes) -> Peer | None:
+        lookups.append(address)
+        return lookup(address)
+
+    b.device.allowed_ips.lookup = counted  # type: ignore[method-assign]
+    for _ in range(2):
+        hand_over(b, [seal(keypair_to(a, b), data) for data in packets])
+
+    assert lookups == [ip_address("10.0.0.1" if is_v4 else "fd00::1").packed] * 2
+    b.device.inbound.flush()
+    declared = [data[: 96 - row] if kind == "padded" and row < 5 else data for row, data in enumerate(packets)]
+    assert b.delivered() == declared * 2
+
+
+@pytest.mark.parametrize(("is_v4", "byte"), [*((True, byte) for byte in range(4)), *((False, byte) for byte in range(16))])
+def test_a_source_that_differs_in_one_byte_is_another_source(is_v4: bool, byte: int) -> None:
+    sim = Sim.connected()
+    packets = [bytearray(bare_packet(is_v4, 96)) for _ in range(3)]
+    packets[1][(12 if is_v4 else 8) + byte] ^= 1
+
+    hand_over(sim["B"], [seal(keypair_to(sim["A"], sim["B"]), bytes(data)) for data in packets])
+    sim["B"].device.inbound.flush()
+
+    assert sim["B"].delivered() == [packets[0], packets[2]]
+    assert sim["B"].drops() == {"not_allowed_source": 1}
+
+
+@pytest.mark.parametrize("is_v4", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("kind", [kind for kind, reason in DROPPED.items() if reason != "replayed"])
+def test_a_burst_that_is_wrong_in_the_same_way_from_end_to_end_is_dropped(kind: str, count: int, is_v4: bool) -> None:
+    """All rows of one source: they are judged together, and must be as each would be by itself."""
+    sim, old = three()
+    burst = Burst(sim, 96, 0, old)
+    for _ in range(count):
+        burst.add(Item(kind, is_v4, is_tcp=True, trimmed=0, tos=0))
+
+    sim["B"].receive(b"".join(burst.datagrams), 96 + 32, ELSEWHERE)
+
+    assert sim["B"].delivered() == []
+    assert sim["B"].drops() == {DROPPED[kind]: count}
+
+
 # -- ECN ------------------------------------------------------------------------------------------------------------
 
 
@@ -619,6 +821,33 @@ def test_the_checksum_is_right_whatever_it_was(ident: int, ttl: int, tos: int, o
     decapsulate_ecn(memoryview(data), outer)
 
     assert bytes(data[:20]) == replace(flow, tos=with_ecn(tos, outer)).packets()[0][:20]
+
+
+def test_the_checksum_is_right_for_every_identification() -> None:
+    """Two sums in 65,536 need the carry of their carry."""
+    header = bytearray(Stream(tos=2).packets()[0][:20])
+    for ident in range(1 << 16):
+        header[1] = 2
+        header[4:6], header[10:12] = ident.to_bytes(2), bytes(2)
+        header[10:12] = (-sum(unpack("!10H", header)) % 0xFFFF).to_bytes(2)
+
+        decapsulate_ecn(memoryview(header), 3)
+
+        assert header[1] == 3
+        assert sum(unpack("!10H", header)) % 0xFFFF == 0
+
+
+@pytest.mark.parametrize("outer", range(4))
+@pytest.mark.parametrize("inner", range(4))
+def test_a_mark_leaves_the_flow_label_alone(outer: int, inner: int) -> None:
+    data = bytearray(Stream(is_v4=False, tos=inner).packets()[0])
+    data[1:4] = bytes([data[1] | 0x0F]) + b"\xff\xff"
+    expected = bytearray(data)
+    expected[1] = with_ecn(inner, outer) << 4 | 0x0F
+
+    decapsulate_ecn(memoryview(data), outer)
+
+    assert data == expected
 
 
 @pytest.mark.parametrize("is_v4", [True, False])

@@ -396,6 +396,30 @@ def test_a_wide_packet_that_waited_passes() -> None:
     assert sim["B"].packets == [wide]
 
 
+def test_a_wide_packet_that_waited_behind_another_passes() -> None:
+    sim = Sim.pair()
+    waiting = [packet("10.0.0.1", "10.0.0.2", bytes(length)) for length in (100, 5000, 200)]
+    for one in waiting:
+        sim["A"].device.stage(sim["A"].peer_of(sim["B"]), one, sim.now)
+
+    sim.advance(1)
+
+    assert sim["B"].packets == waiting
+
+
+def test_what_waited_of_a_superpacket_leaves_as_its_packets() -> None:
+    """No longer than they are: what a row held before is not sent along."""
+    sim = Sim.pair()
+    a, b = sim["A"], sim["B"]
+    flow = stream(a, b, payload=random.Random(1).randbytes(3000), size=1200)
+
+    a.send_packet(*reversed(flow.superpacket()))
+    sim.advance(1)
+
+    assert [entry.size - 32 for entry in sim.sent("A", "data")] == list(map(len, with_padding(flow.packets(), 1420)))
+    assert b.delivered() == flow.packets()
+
+
 def test_more_lengths_than_are_remembered_do_no_harm() -> None:
     sim = Sim.connected(mtu=3000)
     data = [packet("10.0.0.1", "10.0.0.2", bytes([length % 251]) * length) for length in range(4, 2900, 16)]
@@ -439,7 +463,41 @@ def test_what_cannot_be_sent_is_dropped_alone_and_counted(header: bytes, data: b
     sim["A"].device.outbound.flush(sim.now)
 
     assert sim["A"].drops() == {reason: 1}
+    assert sim["A"].refused == ([data] if reason in ("no_peer", "no_endpoint") else [])
     assert sealed_for(sim["A"], sim["B"]) == [good, good]
+
+
+def test_a_superpacket_that_nobody_takes_is_told_of_once_and_whole() -> None:
+    sim = Sim("A", "B")
+    flow = stream(sim["A"], sim["B"], payload=random.Random(1).randbytes(46 * 1380), size=1380)
+    header, data = flow.superpacket()
+
+    sim["A"].read(data, header)
+
+    assert sim["A"].refused == [data]
+    assert sim["A"].drops() == {"no_peer": 1}
+
+
+def test_a_lone_packet_that_nobody_takes_is_told_of_too() -> None:
+    sim = Sim("A", "B")
+    data, device = packet("10.0.0.1", "10.0.0.2"), sim["A"].device
+    for buffer, part in zip(device.outbound.buffers, (PLAIN, data), strict=False):
+        buffer[: len(part)] = part
+
+    device.outbound.lone_packet_read(len(PLAIN) + len(data), sim.now)
+
+    assert sim["A"].refused == [data]
+
+
+def test_who_has_to_wait_for_a_session_is_not_told_that_there_is_none() -> None:
+    sim = Sim.pair()
+    sim.cut()
+
+    sim["A"].send_packet(packet("10.0.0.1", "10.0.0.2"))
+    sim.advance(120)
+
+    assert sim["A"].refused == []
+    assert sim["A"].drops() == {"no_session": 1}
 
 
 @pytest.mark.parametrize("count", [2, 8])
@@ -456,6 +514,79 @@ def test_a_checksum_that_is_nowhere_spoils_no_other_packet(count: int) -> None:
 
     assert sealed_for(sim["A"], sim["B"]) == with_padding([flow.packets()[0] for flow in flows], 1420)
     assert sim["A"].drops() == {"bad_offload": 1}
+
+
+@pytest.mark.parametrize(
+    ("start", "offset", "is_inside"),
+    [(20, 6, True), (300, 16, True), (20, 300, True), (398, 0, True), (20, 378, True), (20, 379, False)],
+)
+def test_a_checksum_goes_where_the_header_says_up_to_the_last_two_bytes(start: int, offset: int, is_inside: bool) -> None:
+    sim = Sim.connected()
+    half = packet("10.0.0.1", "10.0.0.2", random.Random(1).randbytes(400 - 28))
+    whole = bytearray(half)
+    if is_inside:
+        words = sum(int.from_bytes(half[at : at + 2]) for at in range(start, 400, 2))
+        whole[start + offset : start + offset + 2] = (-words % 0xFFFF).to_bytes(2)
+
+    sim["A"].send_packet(half, VIRTIO.pack(1, 0, 28, 0, start, offset))
+
+    assert sealed_for(sim["A"], sim["B"]) == ([bytes(whole)] if is_inside else [])
+    assert sim["A"].drops() == ({} if is_inside else {"bad_offload": 1})
+
+
+def test_what_a_header_says_of_checksums_counts_only_if_one_is_wanted() -> None:
+    sim = Sim.connected()
+    data = packet("10.0.0.1", "10.0.0.2")
+
+    sim["A"].send_packet(data, VIRTIO.pack(0, 0, 0, 0, 20, 900))
+
+    assert sealed_for(sim["A"], sim["B"]) == [data]
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"is_tcp": False, "payload": bytes(52)},
+        {"is_v4": False, "payload": bytes(20)},
+        {"is_v4": False, "is_tcp": False, "payload": bytes(32)},
+    ],
+    ids=["UDP", "IPv6", "UDP and IPv6"],
+)
+def test_half_done_packets_of_one_length_may_have_their_checksums_in_different_places(others: dict[str, object]) -> None:
+    sim = Sim.connected()
+    flows = [
+        stream(sim["A"], sim["B"], **{"payload": bytes(40), "ident": 7, **(others if number % 2 else {})}) for number in range(8)
+    ]
+
+    for flow in flows:
+        header, data = half_done(flow)
+        sim["A"].read(data, header)
+    sim["A"].device.outbound.flush(sim.now)
+
+    assert len(sim["A"].trains) == 1
+    assert sealed_for(sim["A"], sim["B"]) == with_padding([flow.packets()[0] for flow in flows], 1420)
+
+
+@pytest.mark.parametrize("is_v4", [True, False])
+def test_a_header_alone_is_a_packet(is_v4: bool) -> None:
+    sim = Sim.connected()
+    header = stream(sim["A"], sim["B"], is_v4=is_v4).packets()[0][: 20 if is_v4 else 40]
+
+    sim["A"].send_packet(header)
+
+    assert sealed_for(sim["A"], sim["B"]) == with_padding([header], 1420)
+
+
+def test_when_nobody_takes_a_packet_is_told_with_the_packet() -> None:
+    sim = Sim("A", "B")
+    told: list[float] = []
+    sim["A"].device._unreachable = lambda packet, now: told.append(now)
+
+    sim["A"].read(packet("10.0.0.1", "10.0.0.2"))
+    sim.advance(1)
+    sim["A"].read(*reversed(stream(sim["A"], sim["B"], payload=bytes(3000), size=1000).superpacket()))
+
+    assert told == [1000.0, 1001.0]
 
 
 def test_a_half_done_packet_that_makes_no_sense_is_not_kept_for_a_session() -> None:
@@ -543,6 +674,19 @@ def looping(is_v4: bool) -> Sim:
     sim["B"].peer(sim["A"])
     sim.connect("A", "B")
     return sim
+
+
+@pytest.mark.parametrize("is_v4", [True, False])
+def test_what_is_for_the_host_of_an_endpoint_waits_for_the_session_too(is_v4: bool) -> None:
+    sim = looping(is_v4)
+    sim["A"].device.down()
+    sim["A"].device.up(sim.now)
+
+    sim["A"].send_packet(outer(sim, b"to that host", is_v4))
+    sim.advance(1)
+
+    assert sim["A"].drops() == {}
+    assert len(sim["B"].delivered()) == 1
 
 
 @pytest.mark.parametrize("is_v4", [True, False])

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from noise.constants import REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES
 from noise.replay import ReplayWindow
 from tests.noise.test_replay import SetOfSeen, runs, starts, walk
-from tests.sim import Host, Sim
+from tests.sim import Host, Sim, packet
 from tests.tun.packets import ACK, PSH, Stream
 from tests.wgpy.core.test_inbound import keypair_to, seal
 from tests.wgpy.core.test_outbound import (
@@ -37,7 +37,7 @@ from tests.wgpy.core.test_outbound import (
     stream,
     with_padding,
 )
-from tun.offload import packets_of
+from tun.offload import GSO_TCPV4, packets_of
 from wgpy.config import Endpoint
 
 ELSEWHERE = Endpoint("203.0.113.9", 9999)
@@ -570,6 +570,56 @@ def test_the_straight_line_is_taken() -> None:
     outbound.lone_packet_read(fill(a, flow.packets()[0], PLAIN), sim.now)
 
     assert sealed_for(a, sim["B"]) == with_padding(flow.packets(), MTU)
+
+
+ORDINARY = packet("10.0.0.1", "10.0.0.2", b"ordinary, and as long as a header")
+ORDINARY6 = Stream(is_v4=False, payload=b"ordinary").packets()[0]
+
+
+@pytest.mark.parametrize(
+    ("data", "header"),
+    [
+        (ORDINARY6[:39], PLAIN),
+        (ORDINARY6[:40], PLAIN),
+        (ORDINARY[:19], PLAIN),
+        (ORDINARY[:20], PLAIN),
+        (ORDINARY[:39], PLAIN),
+        (b"\x50" + ORDINARY6[1:], PLAIN),
+        (b"\x70" + ORDINARY6[1:], PLAIN),
+        (packet("10.0.0.1", "10.0.0.2", bytes(1472 - 28)), PLAIN),
+        (packet("10.0.0.1", "10.0.0.2", bytes(1473 - 28)), PLAIN),
+        (packet("10.0.0.1", "198.51.100.1", b"to the host where the endpoint is"), PLAIN),
+        (packet("10.0.0.1", "10.0.0.2", bytes(400)), bytes([0, GSO_TCPV4, 0, 0, 100, 0, 20, 0, 16, 0])),
+    ],
+    ids=[
+        "IPv6 cut off in its header",
+        "IPv6 header alone",
+        "IPv4 cut off in its header",
+        "IPv4 header alone",
+        "IPv4 shorter than an IPv6 header",
+        "version 5",
+        "version 7",
+        "as long as a row",
+        "longer than a row",
+        "to the address of the endpoint",
+        "superpacket that says nothing of checksums",
+    ],
+)
+def test_what_is_not_ordinary_goes_the_long_way(data: bytes, header: bytes) -> None:
+    """Behind something ordinary, of which the row still holds what the next one does not overwrite."""
+    straight, long = looping(True), looping(True)
+
+    for sim in (straight, long):
+        for read, its_header in ((ORDINARY6, PLAIN), (data, header), (ORDINARY, PLAIN)):
+            size = fill(sim["A"], read, its_header)
+            if sim is straight:
+                sim["A"].device.outbound.lone_packet_read(size, sim.now)
+            else:
+                sim["A"].device.outbound.packet_read(size, sim.now)
+                sim["A"].device.outbound.flush(sim.now)
+
+    assert everything(straight) == everything(long)
+    assert ORDINARY in [plaintext[: len(ORDINARY)] for plaintext in sealed_for(straight["A"], straight["B"])]
 
 
 @both_versions

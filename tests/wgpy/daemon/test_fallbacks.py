@@ -31,6 +31,7 @@ from wgpy.daemon.metrics import DeviceCollector
 from wgpy.daemon.pump import TUN_READS
 from wgpy.daemon.run import SetupError, _without
 from wgpy.daemon.udp import PLAIN_SECONDS, UDP_SEGMENT, Sockets
+from wgpy.daemon.unreachable import Unreachables
 
 TRAIN = [bytes([number]) * 1000 for number in range(40)]
 WHOLE = b"".join(TRAIN)
@@ -94,7 +95,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def metric(sockets: Sockets, name: str, offload: str | None = None) -> float:
     """What a scrape says of ``sockets``."""
-    text = generate_latest(DeviceCollector("wg0", Sim.connected()["A"].device, sockets, Offloads())).decode()
+    text = generate_latest(DeviceCollector("wg0", Sim.connected()["A"].device, sockets, Offloads(), Unreachables())).decode()
     (value,) = [value for labels, value in samples(text, name) if offload in (None, labels.get("offload"))]
     return value
 
@@ -328,7 +329,7 @@ async def test_packets_whose_marks_differ_leave_in_trains_of_their_own() -> None
 async def test_superpackets_that_the_interface_refuses_are_told_once_a_kind(caplog: pytest.LogCaptureFixture) -> None:
     async with Pair() as pair:
         pair.two.tun.refuses_superpackets = True
-        collector = DeviceCollector("wg0", pair.two.device, pair.two.sockets, pair.two.tun.offloads)
+        collector = DeviceCollector("wg0", pair.two.device, pair.two.sockets, pair.two.tun.offloads, Unreachables())
 
         def say() -> dict[str, float]:
             return {labels["offload"]: value for labels, value in samples(generate_latest(collector).decode(), "wgpy_offload")}

@@ -15,6 +15,7 @@ from wgpy.config import NO_KEY, Endpoint, SetPeer
 from wgpy.core.drops import Drop
 from wgpy.daemon.metrics import PORTION, DeviceCollector, pages
 from wgpy.daemon.udp import Sockets
+from wgpy.daemon.unreachable import Unreachables
 from wgpy.exposition import Page
 
 HOSTNAME = socket.gethostname()
@@ -36,7 +37,7 @@ def base64(key: bytes) -> str:
 
 
 def scraped(sim: Sim, sockets: Sockets | None = None, path: str = "/metrics") -> str:
-    served = pages(DeviceCollector("wg0", sim["A"].device, sockets or Sockets(), Offloads()), lambda: None)
+    served = pages(DeviceCollector("wg0", sim["A"].device, sockets or Sockets(), Offloads(), Unreachables()), lambda: None)
     return asyncio.run(_body(served[path])).decode()
 
 
@@ -178,7 +179,7 @@ def test_the_names_of_mindflavors_exporter_are_a_page_of_their_own() -> None:
 async def test_packets_have_their_turn_between_portions_of_peers() -> None:
     sim = Sim.connected()
     sim["A"].device.apply([SetPeer(number.to_bytes(32)) for number in range(1, 4 * PORTION)], sim.now)
-    served = pages(DeviceCollector("wg0", sim["A"].device, Sockets(), Offloads()), lambda: None)
+    served = pages(DeviceCollector("wg0", sim["A"].device, Sockets(), Offloads(), Unreachables()), lambda: None)
     scrape = asyncio.ensure_future(served["/metrics"]())
     turns = 0
 
@@ -193,7 +194,8 @@ async def test_packets_have_their_turn_between_portions_of_peers() -> None:
 
 def test_the_probes_are_there() -> None:
     complaints = [None, "UDP port 51820 cannot be bound"]
-    served = pages(DeviceCollector("wg0", Sim.connected()["A"].device, Sockets(), Offloads()), lambda: complaints.pop(0))
+    collector = DeviceCollector("wg0", Sim.connected()["A"].device, Sockets(), Offloads(), Unreachables())
+    served = pages(collector, lambda: complaints.pop(0))
 
     statuses = [asyncio.run(_status(served[path])) for path in ("/healthz", "/readyz", "/readyz")]
 

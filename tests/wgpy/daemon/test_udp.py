@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from wgpy.config import Endpoint
-from wgpy.daemon.udp import IP_PKTINFO, Received, Sockets
+from wgpy.daemon.udp import IP_PKTINFO, Received, Sockets, read_source
 
 PATIENCE = 10.0
 IP_RECVERR = 11
@@ -251,12 +251,22 @@ def test_a_source_of_the_other_family_is_not_used(host: str) -> None:
         assert other.recvfrom(10)[0] == b"x"
 
 
-def test_a_remembered_source_is_not_tied_to_the_interface_it_was_met_at() -> None:
-    with bound() as sockets, peer_socket("127.0.0.1") as other:
-        other.sendto(b"hello", ("127.0.0.1", sockets.port))
-        index, spec_dst, destination = struct.unpack("=I4s4s", receive(sockets)[0].source)
+def test_a_source_says_to_which_address_and_by_which_interface_a_datagram_came(host: str) -> None:
+    with bound() as sockets, peer_socket(host) as other:
+        other.sendto(b"hello", (host, sockets.port))
+        address, interface = read_source(receive(sockets)[0].source)
 
-    assert (index, socket.inet_ntoa(spec_dst), destination) == (0, "127.0.0.1", bytes(4))
+    assert (socket.inet_ntop(family_of(host), address), interface) == (host, socket.if_nametoindex("lo"))
+    assert read_source(b"") == (b"", 0)
+
+
+def test_a_remembered_source_does_not_tie_a_send_to_the_interface_it_was_met_at() -> None:
+    source = struct.pack("=I4s4s", 7, socket.inet_aton("127.0.0.1"), bytes(4))
+
+    ((level, kind, sent),) = Sockets()._control(socket.AF_INET, source, 0, 0)
+
+    assert (level, kind) == (socket.IPPROTO_IP, IP_PKTINFO)
+    assert sent == struct.pack("=I4s4s", 0, socket.inet_aton("127.0.0.1"), bytes(4))
 
 
 def test_only_a_link_local_source_keeps_its_interface() -> None:
@@ -264,7 +274,11 @@ def test_only_a_link_local_source_keeps_its_interface() -> None:
 
     for address, kept in (("fe80::1", 7), ("febf::1", 7), ("fec0::1", 0), ("2001:db8::1", 0), ("::1", 0)):
         packed = socket.inet_pton(socket.AF_INET6, address)
-        assert sockets._source(struct.pack("=16sI", packed, 7)) == struct.pack("=16sI", packed, kept)
+        source = sockets._source(struct.pack("=16sI", packed, 7))
+
+        assert read_source(source) == (packed, 7)
+        ((_, _, sent),) = sockets._control(socket.AF_INET6, source, 0, 0)
+        assert sent == struct.pack("=16sI", packed, kept)
 
 
 # -- errors of others -----------------------------------------------------------------------------------------------
@@ -392,12 +406,3 @@ def test_many_peers_do_not_make_the_memory_grow() -> None:
     assert len(sockets._endpoints) <= 4096
     assert len(sockets._sources) <= 4096
     assert len(sockets._controls) <= 4096
-
-
-def test_the_kind_of_control_message_that_a_source_is() -> None:
-    """What receive gives as a source, send gives to the kernel as it is."""
-    with bound() as sockets, peer_socket("127.0.0.1") as other:
-        other.sendto(b"hello", ("127.0.0.2", sockets.port))
-        source = receive(sockets)[0].source
-
-        assert sockets._control(socket.AF_INET, source, 0, 0) == [(socket.IPPROTO_IP, IP_PKTINFO, source)]
