@@ -269,10 +269,13 @@ class Model(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 300))
     def mislead(self, number: int) -> None:
-        """A message reaches everybody for whom it is not meant."""
+        """A message reaches everybody for whom it is not meant. (Not so a cookie for the attacker's own address, which he gets by
+        repeating somebody's initiation: it is as good as a true one to whoever made that.)"""
         heard = self.captured(number)
+        if heard is None or (heard.kind == "cookie reply" and self.addressee(heard) is None):
+            return
         for host in self.sim.hosts.values():
-            if heard and host is not self.addressee(heard):
+            if host is not self.addressee(heard):
                 self.unmoved(host, heard.datagram)
 
     @rule(name=names)

@@ -379,7 +379,9 @@ def sessions_end_when_down(trial: Trial) -> None:
     came = peer.receive(PATIENCE)
     expect(came is not None and came.message == INITIATION, f"{came} for the first packet after the interface was down")
     assert came is not None
-    trial.expect_inward(peer.respond(came), "a packet under the new session")
+    session = peer.respond(came)
+    expect(b"again" in session.receive("the packet under the new session"), "another packet came first")
+    trial.expect_inward(session, "a packet under the new session")
 
 
 @behaviour("1.13", "an interface that goes down and up again in a breath was down", seconds=2)

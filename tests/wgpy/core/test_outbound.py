@@ -117,6 +117,15 @@ def test_padding_ends_at_a_multiple_of_16_or_there_is_none(mtu: int, length: int
     assert plaintext == data + bytes(sealed - length)
 
 
+def test_a_keepalive_carries_no_mark_though_what_went_before_it_did() -> None:
+    sim = Sim.connected()
+    sim["A"].send_packet(packet("10.0.0.1", "10.0.0.2", tos=1))
+
+    sim["A"].device.send_keepalive(sim["A"].peer_of(sim["B"]), sim.now)
+
+    assert [(entry.kind, entry.ds) for entry in sim.sent("A")] == [("data", 1), ("keepalive", 0)]
+
+
 def test_a_keepalive_is_empty() -> None:
     sim = Sim.connected()
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import os
 import shutil
 import socket
 import struct
@@ -202,6 +201,6 @@ def test_conntrack_tells_whom_a_packet_came_from(routes: socket.socket) -> None:
         try:
             assert original_source(conntrack, changed) == HERE
         except OSError as error:
-            pytest.skip(f"this kernel has no ctnetlink: {os.strerror(error.errno)}")
+            pytest.skip(f"this kernel has no ctnetlink: {error.strerror}")
         assert original_source(conntrack, changed._replace(source=HERE)) is None, "nobody has sent that"
         assert original_source(conntrack, changed._replace(transport=b"")) is None
