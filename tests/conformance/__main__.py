@@ -21,10 +21,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-import tests.conformance.matrix as _matrix  # noqa: F401  (and those of pairs, below them in the table)
-import tests.conformance.rows as _rows  # noqa: F401  (enters the behaviours)
 from controller.demo.topology import TopologyError, collect_leftovers
-from tests.conformance.behaviour import BEHAVIOURS, Behaviour, Outcome, Verdict
+from tests.conformance.behaviour import Behaviour, Outcome, Verdict
+from tests.conformance.behaviours import in_order
 from tests.conformance.boxes import Implementation, implementations, other
 from tests.conformance.report import Report, markdown, show
 from tests.conformance.run import jobs, try_all
@@ -82,10 +81,10 @@ def page(path: Path, table: str) -> str:
 def chosen(patterns: Sequence[str]) -> list[Behaviour]:
     """The behaviours whose name or section fits one of the patterns; all without any. Raises UsageError."""
     if not patterns:
-        return list(BEHAVIOURS.values())
+        return in_order()
     found = []
     for pattern in patterns:
-        fitting = [each for each in BEHAVIOURS.values() if fnmatch.fnmatch(each.name, pattern) or each.section == pattern]
+        fitting = [each for each in in_order() if fnmatch.fnmatch(each.name, pattern) or each.section == pattern]
         if not fitting:
             raise UsageError(f"there is no behaviour {pattern!r}; --list shows them")
         found += [each for each in fitting if each not in found]

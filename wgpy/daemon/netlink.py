@@ -98,7 +98,7 @@ def _ask(sock: socket.socket, kind: int, body: bytes) -> bytes:
         raise OSError(errno.EBADMSG, "the kernel's answer is cut short")
     if _HEADER.unpack_from(answer)[1] == NLMSG_ERROR:
         number = -struct.unpack_from("=i", answer, _HEADER.size)[0]
-        raise OSError(number, os.strerror(number))
+        raise OSError(number, os.strerror(number & 0xFFF))  # MAX_ERRNO of linux/err.h: nothing greater is one
     return answer[_HEADER.size :]
 
 
