@@ -21,7 +21,7 @@ from noise.crypto import public_key
 from tests.benchmarks.test_kernel_vm import guest_processes, wait_until
 from tests.conformance import netlink
 from tests.conformance.behaviour import Broken, NotApplicable
-from tests.conformance.boxes import INTERFACE, PORT, Plan
+from tests.conformance.boxes import INTERFACE, PORT, ConformanceError, Plan
 from tests.conformance.kernel import SLOTS, Kernel, KernelBox
 from tests.wgpy.strategies import clamped, device_configs
 from wgpy.config import NO_KEY, DeviceConfig, DeviceSnapshot, Endpoint, PeerConfig, SetDevice, SetPeer, changes_to
@@ -237,6 +237,26 @@ def test_a_guest_that_dies_is_told_of(kernel: Kernel, topology: Topology) -> Non
             mortal.box(topology, Plan(201))
     finally:
         mortal.close()
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+def test_a_guest_that_panics_is_booted_once_more(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    panics = iter(["exit 1\n", "exit 1\n", "exit 1\n"])
+    monkeypatch.setattr(kernel_vm, "init_script", lambda command: next(panics))
+    twice = Kernel()
+    with pytest.raises(ConformanceError, match=r"the guest died: .*panic"):
+        twice.version()
+    assert next(panics), "it was booted twice"
+    twice.close()
+
+    monkeypatch.undo()
+    scripts = iter(["exit 1\n"])
+    whole = kernel_vm.init_script
+    monkeypatch.setattr(kernel_vm, "init_script", lambda command: next(scripts, None) or whole(command))
+    once = Kernel()
+    assert once.version().startswith("Linux ")
+    once.close()
 
 
 @pytest.mark.e2e

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("wgpy")
 
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 0.5
 """How often an interface is looked at that is in another network namespace."""
 
 GREET_PORTION = 8
