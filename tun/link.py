@@ -5,7 +5,8 @@ only its descriptor. Two facts make that enough (protocol 2.6). TUNGETIFF tells 
 namespace that the interface is in now, which a thread can enter for a moment to ask about it.
 
 ``LinkMonitor`` is an edge, not a messenger: its descriptor becomes readable when anything happened to any link, events are
-thrown away unread, and the state is asked for anew. So no lost event can matter. A netlink socket hears of the links of our own
+thrown away, and the state is asked for anew. So no lost event can matter. One thing only an event can tell, that an interface
+went down and up again in a breath; if that is lost, nobody is worse off than with sessions that live on. A netlink socket hears of the links of our own
 namespace. One in another namespace would keep that alive: whoever deletes it would wait for our socket to go, and we for the
 interface to be deleted with it. So nothing of ours stays there. Then only the TUN descriptor itself tells something: it becomes
 writable when the interface comes up, which a descriptor of epoll passes on together with the events.
@@ -30,6 +31,8 @@ TUNGETIFF = 0x800454D2
 TUNGETDEVNETNS = 0x54E3
 SIOCGIFFLAGS, SIOCGIFMTU, SIOCGIFINDEX = 0x8913, 0x8921, 0x8933
 IFF_UP = 0x1
+RTM_NEWLINK = 16
+LINK_EVENT = struct.Struct("=4xH14xiI")  # nlmsghdr and ifinfomsg, of which: type of message, index, flags
 RTMGRP_LINK = 1  # linux/rtnetlink.h: RTNLGRP_LINK as a bit of the bound address
 CLONE_NEWNET = 0x40000000
 
@@ -103,17 +106,22 @@ class LinkMonitor:
         """What to wait on."""
         return self._epoll.fileno()
 
-    def drain(self) -> None:
-        """Throw away the events that wait."""
+    def drain(self) -> bool:
+        """Throw away the events that wait. Whether one of them told that the interface was down: it may be up again by now."""
         self._epoll.poll(0)  # the edge of an interface elsewhere, which is gone once told
+        was_down = False
         while True:
             try:
-                self._events.recv(1)  # one message, the rest of it is discarded
+                event = self._events.recv(LINK_EVENT.size)  # one message, the rest of it is discarded
             except BlockingIOError:
-                return
+                return was_down
             except OSError as error:
                 if error.errno != errno.ENOBUFS:  # events were lost, as they are here
                     raise
+                continue
+            if len(event) == LINK_EVENT.size:
+                kind, index, flags = LINK_EVENT.unpack(event)
+                was_down |= kind == RTM_NEWLINK and index == self._last.index and not flags & IFF_UP
 
     def state(self) -> LinkState:
         """The interface as it is now, wherever it is. Raises TunGone."""

@@ -26,10 +26,14 @@ TryOn = Callable[[Any], str | None]
 
 
 class Broken(Exception):
-    """The implementation does not behave like this. The message is one line: what was seen, and what should have been."""
+    """The implementation does not behave like this. The message is one line: what was seen, and what should have been.
 
-    by: str = ""
-    """Of a pair, the implementation that is to blame, where that is plain."""
+    ``by``: of a pair, the implementation that is to blame, where that is plain.
+    """
+
+    def __init__(self, said: str, by: str = "") -> None:
+        super().__init__(said)
+        self.by = by
 
 
 class NotApplicable(Exception):
@@ -127,7 +131,7 @@ def behaviour(
     return enter
 
 
-def expect(holds: object, said: str) -> None:
+def expect(holds: object, said: str, by: str = "") -> None:
     """Raise :class:`Broken` with ``said`` unless ``holds``."""
     if not holds:
-        raise Broken(said)
+        raise Broken(said, by)

@@ -292,13 +292,13 @@ class ProcessBox(Box):
         try:
             self.client.set(changes)
         except ClientError as error:
-            raise Broken(str(error)) from None
+            raise Broken(str(error), self.name) from None
 
     def get(self) -> DeviceSnapshot:
         try:
             return self.client.get()
         except ClientError as error:
-            raise Broken(str(error)) from None
+            raise Broken(str(error), self.name) from None
 
     @property
     def process(self) -> int:

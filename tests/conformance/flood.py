@@ -49,6 +49,8 @@ FRAMES = 8192
 STRANGERS = 64
 EVERY = 0.005
 SENDER_NICENESS = -15
+AUTOGROUP = Path("/proc/self/autogroup")
+"""Where the kernel shares the cores out among sessions first, niceness is that of a session (sched(7))."""
 MAX_OWED = 0.1
 """Seconds' worth of frames that are made up for at most, if the sender had to wait for a core."""
 
@@ -84,7 +86,7 @@ class Frames:
         size, self.count = len(frames[0]), len(frames)
         self._bytes = ctypes.create_string_buffer(b"".join(frames))
         start = ctypes.addressof(self._bytes)
-        self._vectors = (_Vector * self.count)(*((start + size * row, size) for row in range(self.count)))
+        self._vectors = (_Vector * self.count)(*(_Vector(start + size * row, size) for row in range(self.count)))
         self._messages = (_Message * self.count)()
         for row, message in enumerate(self._messages):
             message.vectors, message.vector_count = ctypes.pointer(self._vectors[row]), 1
@@ -117,6 +119,7 @@ class Flood:
 
     def __enter__(self) -> Self:
         self._arrived_before = self._count()
+        _be_as_nice_as(SENDER_NICENESS)
         self._began = time.monotonic()
         self._thread.start()
         return self
@@ -124,6 +127,7 @@ class Flood:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        _be_as_nice_as(0)
         self.seconds = time.monotonic() - self._began
         self._socket.close()
         if self._failed is not None:
@@ -187,6 +191,12 @@ class Flood:
 
     def _count(self) -> int:
         return int(self.trial.box.run(["cat", f"/sys/class/net/{self._box_leg}/statistics/rx_packets"]).stdout)
+
+
+def _be_as_nice_as(niceness: int) -> None:
+    """Give this session, in which the flood is sent, its share of the cores."""
+    if AUTOGROUP.exists():
+        AUTOGROUP.write_text(str(niceness))
 
 
 def stranger(responder: bytes) -> bytes:

@@ -452,6 +452,7 @@ class Stream:
 
     def __init__(self, source: Side, destination: Side, version: int = 4, size: int = 200) -> None:
         self.said = f"from {source.name} to {destination.name} over IPv{version}"
+        self.receiver = destination.box.name
         self.sent = 0
         self.sent_at: list[float] = []
         self.came: set[int] = set()

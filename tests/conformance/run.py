@@ -135,7 +135,7 @@ def try_one(job: Job, topology: Topology, numbers: Numbers) -> Outcome:
         with _trial(job, topology, taken) as trial:
             return outcome(Verdict.HOLDS, job.what.try_on(trial) or "")
     except Broken as broken:
-        return outcome(Verdict.BROKEN, f"{broken} ({broken.by} has ended)" if broken.by else broken, broken.by)
+        return outcome(Verdict.BROKEN, broken, broken.by)
     except NotApplicable as reason:
         return outcome(Verdict.NOT_APPLICABLE, reason)
     except (ConformanceError, TopologyError, OSError) as error:
@@ -162,7 +162,7 @@ def _trial(job: Job, topology: Topology, numbers: Sequence[int]) -> Iterator[Tri
         yield trial
     except Broken as broken:
         if isinstance(trial, Pair) and len(ended := trial.ended()) == 1:
-            broken.by = ended[0]
+            raise Broken(f"{broken} ({ended[0]} has ended)", ended[0]) from None
         raise
     finally:
         trial.close()

@@ -137,9 +137,7 @@ def report(module: str, work: Path) -> bool:
 
 def _change(name: str, work: Path) -> str:
     """The lines that differ between the code and a mutant of it."""
-    shown = subprocess.run(
-        [MUTMUT, "show", name], cwd=work, capture_output=True, text=True, check=True
-    ).stdout
+    shown = subprocess.run([MUTMUT, "show", name], cwd=work, capture_output=True, text=True, check=True).stdout
     return "\n".join(f"        {line}" for line in shown.splitlines() if re.match(r"[-+](?![-+]{2} )", line))
 
 

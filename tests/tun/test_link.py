@@ -88,6 +88,21 @@ def test_a_deleted_interface_wakes_the_monitor_and_is_gone(monitor: LinkMonitor)
         monitor.state()
 
 
+def test_an_interface_that_went_down_and_up_in_a_breath_was_down(monitor: LinkMonitor) -> None:
+    ip("link", "set", "wgpy-a", "up")
+    monitor.drain()
+    ip("link", "set", "wgpy-a", "mtu", "1390")
+    ip("link", "set", "lo", "down")
+    ip("link", "set", "lo", "up")
+    assert not monitor.drain(), "it is another that went down"
+
+    ip("link", "set", "wgpy-a", "down")
+    ip("link", "set", "wgpy-a", "up")
+
+    assert monitor.drain() and monitor.state().is_up
+    assert not monitor.drain(), "it is told once"
+
+
 def test_an_interface_is_followed_into_another_namespace_and_back(monitor: LinkMonitor, elsewhere: int) -> None:
     fileno, ours = monitor.fileno(), monitor.state().namespace
     ip("link", "set", "wgpy-a", "up")

@@ -185,7 +185,7 @@ class Process:
         """Something happened to an interface: ours may be up, down, of another MTU, renamed, moved or gone."""
         if self._stopped.is_set():
             return
-        self._link.drain()
+        was_down = self._link.drain()
         try:
             state = self._link.state()
         except (OSError, TunError):
@@ -193,6 +193,8 @@ class Process:
             return
         now = boottime()
         device = self.device
+        if was_down and state.is_up and device.is_up:
+            self._go_down()  # it is up again already, but what it had is over: sessions, and packets that waited
         if state.mtu != device.mtu:
             device.mtu_changed(state.mtu, now)
         self._unreachables.follow(self._tun.fileno(), state, is_elsewhere=self._link.is_elsewhere)
@@ -210,10 +212,13 @@ class Process:
                 self._is_restored = False
                 self._greeting = asyncio.get_running_loop().create_task(self._greet())
         elif not state.is_up and device.is_up:
-            log.info("interface down")
-            device.down()
-            self._unbind()
+            self._go_down()
         self._pump.settle(now)
+
+    def _go_down(self) -> None:
+        log.info("interface down")
+        self.device.down()
+        self._unbind()
 
     def _look_elsewhere(self) -> None:
         """Nobody tells us what becomes of an interface in another network namespace: look."""
