@@ -6,10 +6,12 @@ namespace that the interface is in now, which a thread can enter for a moment to
 
 ``LinkMonitor`` is an edge, not a messenger: its descriptor becomes readable when anything happened to any link, events are
 thrown away, and the state is asked for anew. So no lost event can matter. One thing only an event can tell, that an interface
-went down and up again in a breath; if that is lost, nobody is worse off than with sessions that live on. A netlink socket hears of the links of our own
-namespace. One in another namespace would keep that alive: whoever deletes it would wait for our socket to go, and we for the
-interface to be deleted with it. So nothing of ours stays there. Then only the TUN descriptor itself tells something: it becomes
-writable when the interface comes up, which a descriptor of epoll passes on together with the events.
+went down and up again in a breath; if that is lost, nobody is worse off than with sessions that live on.
+
+A netlink socket hears of the links of our own namespace. One in another namespace would keep that alive: whoever deletes it
+would wait for our socket to go, and we for the interface to be deleted with it. So nothing of ours stays there. Then only the
+TUN descriptor itself tells something: it becomes writable when the interface comes up, which a descriptor of epoll passes on
+together with the events.
 """
 
 import ctypes
