@@ -54,6 +54,8 @@ INITIATION, RESPONSE, COOKIE_REPLY, TRANSPORT = (
 )
 NAMES = {INITIATION: "initiation", RESPONSE: "response", COOKIE_REPLY: "cookie reply", TRANSPORT: "transport message"}
 KEEPALIVE_LENGTH = 32
+CONFIRMED_SECONDS = 0.05
+"""What is sent inside right after a confirmation might overtake it, and have to wait: that is a row of its own."""
 PATIENCE = 3.0
 """Seconds that an answer may take on a busy machine."""
 
@@ -302,11 +304,12 @@ class Peer:
         return Session(self, keys)
 
     def initiate(self, *, confirm: bool = True, seconds: float = PATIENCE) -> Session:
-        """Shake hands as the initiator. With ``confirm`` a keepalive follows, as the protocol wants it."""
+        """Shake hands as the initiator. With ``confirm`` a keepalive follows, as the protocol wants it, and time to take it in."""
         self.send(self.initiation())
         session = self.finish(self.expect(RESPONSE, seconds, "to an initiation"))
         if confirm:
             session.send()
+            time.sleep(CONFIRMED_SECONDS)
         return session
 
     def consume(self, initiation: Datagram) -> ResponderHandshake:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.conformance.behaviour import Broken, behaviour, expect
+from tests.conformance.behaviour import Broken, NotApplicable, behaviour, expect
 from tests.conformance.flood import Flood, throughput, tunnel
 from tests.conformance.peer import COOKIE_REPLY, INITIATION, RESPONSE, TRANSPORT, Datagram, Peer, Session
 from tests.conformance.trial import Trial
@@ -251,8 +251,14 @@ def cookie_secret_age(trial: Trial) -> None:
 # As much as is promised -------------------------------------------------------------------------------------------------
 
 
+def on_a_real_machine(trial: Trial) -> None:
+    if trial.box.is_emulated:
+        raise NotApplicable("its machine is emulated: what that bears says nothing")
+
+
 @behaviour("1.5", "under 20,000 initiations a second an honest newcomer is up within 10 s", seconds=30, alone=True)
 def newcomers_in_a_flood(trial: Trial) -> str:
+    on_a_real_machine(trial)
     said = []
     for version in (6, 4):
         peers = [trial.peer(version=version, host=host) for host in (1, 2, 3, 4)]
@@ -290,6 +296,7 @@ def join(peers: list[Peer]) -> list[float]:
 
 @behaviour("1.5", "under 20,000 initiations a second a tunnel keeps half of its throughput", seconds=40, alone=True)
 def throughput_in_a_flood(trial: Trial) -> str:
+    on_a_real_machine(trial)
     said = []
     with tunnel(trial):
         throughput(trial, 2, inward=True)  # what is lazy is done now

@@ -5,7 +5,8 @@ import os
 import time
 
 from tests.conformance.behaviour import Broken, behaviour, expect
-from tests.conformance.peer import COOKIE_REPLY, INITIATION, RESPONSE, TRANSPORT
+from tests.conformance.peer import INITIATION, RESPONSE, TRANSPORT
+from tests.conformance.rows.load import TRIES, UNDER_WAY, gentle, refused
 from tests.conformance.trial import Sniffer, Trial, udp_payload
 from tests.tun.packets import checksum
 from wgpy.config import SetDevice
@@ -136,17 +137,14 @@ def handshake_ds(trial: Trial) -> None:
 def cookie_reply_ds(trial: Trial) -> None:
     for version in FAMILIES:
         peer = trial.peer(version=version, host=version)
-        # Good for nothing but their mac1: to find that out takes work, so that they pile up.
-        messages = [peer.with_macs(b"\x01\0\0\0" + os.urandom(144)) for _ in range(3000)]
-        for _ in range(5):
-            for message in messages:
-                peer.send(message)
-            if replies := peer.collect(0.5, [COOKIE_REPLY]):
-                break
-        else:
-            raise Broken(f"no cookie reply to 15,000 initiations over IPv{version}")
-        wrong = {each.ds for each in replies} - {0}
-        expect(not wrong, f"cookie replies have DS {', '.join(map(hex, wrong))} over IPv{version}")
+        with gentle(trial, version):
+            time.sleep(UNDER_WAY)
+            for _ in range(TRIES):
+                if (reply := refused(peer, peer.initiation())) is not None:
+                    break
+            else:
+                raise Broken(f"no answer to {TRIES} initiations under load")
+        expect(reply.ds == 0, f"a cookie reply has DS {reply.ds:#04x} over IPv{version}")
 
 
 # Fragments ------------------------------------------------------------------------------------------------------------

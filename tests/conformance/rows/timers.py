@@ -237,10 +237,11 @@ INTERVAL = 2
 
 
 def with_persistent_keepalive(trial: Trial) -> tuple[Peer, Session, Datagram]:
-    """A peer with a session of the box's asking, and the keepalive that confirmed it."""
+    """A peer with a session of the box's asking, and the keepalive that confirmed it (the last one, if there are several)."""
     peer = trial.peer(keepalive=INTERVAL)
     session = peer.respond(peer.expect(INITIATION, why="though it has a persistent keepalive to send"))
-    return peer, session, peer.expect(TRANSPORT, why="to confirm the session")
+    first = peer.expect(TRANSPORT, why="to confirm the session")
+    return peer, session, [first, *peer.collect(0.3, [TRANSPORT])][-1]
 
 
 @behaviour("1.7", "a persistent keepalive comes in its interval", seconds=7)

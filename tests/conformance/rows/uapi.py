@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from noise.crypto import clamp
-from tests.conformance.behaviour import Broken, behaviour, expect
+from tests.conformance.behaviour import Broken, NotApplicable, behaviour, expect
 from tests.conformance.boxes import INTERFACE, PORT, ProcessBox
 from tests.conformance.peer import INITIATION, TRANSPORT
 from tests.conformance.trial import Trial
@@ -314,7 +314,7 @@ def allowed_ip_format(trial: Trial) -> None:
     shown = ["10.1.0.0/16", "0.0.0.0/0", "192.0.2.1/32", "2001:db8::/33", "::/0", "fd00::1/128", "10.1.2.2/31"]
     expect_taken(trial, peer, *(f"allowed_ip={text}" for text in given))
     came = [line.removeprefix("allowed_ip=") for line in get_lines(trial) if line.startswith("allowed_ip=")]
-    expect(came == shown, f"{given} are shown as {came}")
+    expect(sorted(came) == sorted(shown), f"{given} are shown as {came}")
     bad = ["10.0.0.0", "10.0.0.0/33", "::/129", "10.0.0/8", "10.0.0.0/255.0.0.0", "10.0.0.0/", "10.0.0.0/-1", "/8", "", "there/8"]
     expect_refused(trial, [(peer, f"allowed_ip={text}") for text in [*bad, "10.0.0.0/08", "-", "-10.0.0.0"]], errno.EINVAL)
 
@@ -362,10 +362,11 @@ def bad_line_changes_nothing(trial: Trial) -> None:
 
 @behaviour("2.3", "a port that is in use is refused with EADDRINUSE, and the old one goes on", uapi=True)
 def port_in_use(trial: Trial) -> None:
+    box = trial.box
+    if not isinstance(box, ProcessBox):
+        raise NotApplicable(f"{box.name} has no UAPI socket")
     peer = trial.peer()
     session = peer.initiate()
-    box = trial.box
-    assert isinstance(box, ProcessBox)
     for family, anywhere in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
         with inside(box.namespace, lambda family=family: socket.socket(family, socket.SOCK_DGRAM)) as taken:  # type: ignore[misc]
             if family == socket.AF_INET6:

@@ -95,6 +95,20 @@ async def is_up(running: Running) -> bool:
     return running.process.device.is_up
 
 
+@pytest.mark.e2e
+async def test_what_its_timers_do_is_spread_over_a_third_of_a_second(start: Start) -> None:
+    """Two processes that lost each other's packets must not initiate at the same instant, again and again (paper 6.1)."""
+    running = await start()
+    await running.set(SetDevice(PRIVATE_KEY), SetPeer(PEER_KEY))
+
+    jitter = running.process.device.peers[PEER_KEY].timers.jitter
+    spread = [jitter() for _ in range(200)]
+
+    assert len(set(spread)) > 100
+    assert 0 <= min(spread) < 0.05
+    assert 0.28 < max(spread) <= 1 / 3
+
+
 # -- link state -----------------------------------------------------------------------------------------------------
 
 
