@@ -304,7 +304,7 @@ class Peer:
         return Session(self, keys)
 
     def initiate(self, *, confirm: bool = True, seconds: float = PATIENCE) -> Session:
-        """Shake hands as the initiator. With ``confirm`` a keepalive follows, as the protocol wants it, and time to take it in."""
+        """Shake hands as the initiator. With ``confirm`` a keepalive follows, as the protocol wants it, and time to take it."""
         self.send(self.initiation())
         session = self.finish(self.expect(RESPONSE, seconds, "to an initiation"))
         if confirm:
