@@ -29,7 +29,9 @@ they are, and applies the difference: nothing is remembered that can be read bac
 :mod:`.instance`    one family of one node: observe, plan, apply once
 :mod:`.agent`       the loop around the instances: wake, reconcile, back off, publish
 :mod:`.reporter`    status, history, Events: what the agent says of itself
+:mod:`.entries`     what happened between two statuses, as entries of the history; pure
 :mod:`.history`     what happened, a line each, on disk
+:mod:`.compliance`  ``wgpy report``: what the history proves, signed, for auditors
 :mod:`.metrics`     the same for Prometheus, and the probes
 :mod:`.mesh_table`  the same for people: ``wgpy mesh``
 :mod:`.cli`         ``wgpy agent``, ``wgpy leave`` and ``wgpy mesh``

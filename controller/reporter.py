@@ -13,8 +13,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import wgpy
+from controller.entries import (
+    SAMPLE_SECONDS,
+    STANDING_SECONDS,
+    Entry,
+    Kind,
+    changes,
+    entry,
+    sample,
+    standing,
+    whole,
+)
 from controller.findings import SETTLE_SECONDS, Finding
-from controller.history import Entry, History, Kind, changes, entry
+from controller.history import History
 from controller.model import Cluster, Family
 from controller.source import Event, Source, SourceError
 from controller.statefiles import StateError, StateFiles
@@ -56,7 +67,8 @@ class Reporter:
     def __init__(self, source: Source, mesh: str, node: str, files: StateFiles, is_strict: bool) -> None:
         self._source = source
         self._files = files
-        self._history = History(files.path)
+        self._history = History(files.path, opening=self._whole)
+        self._sampled_at = self._stood_at = -math.inf  # on the clock that does not jump
         self._status = AgentStatus(time.time(), node, mesh, wgpy.__version__, SourceStatus(source.name), is_strict)
         self._before = self._remembered()
         self._since: dict[tuple[str, str], float] = {}
@@ -75,7 +87,18 @@ class Reporter:
     def begin(self) -> None:
         now = time.time()
         self._status = replace(self._status, at=now, started_at=now)
-        self._history.write([entry(now, Kind.AGENT_STARTED, version=wgpy.__version__)])
+        self._history.write(
+            [
+                entry(
+                    now,
+                    Kind.AGENT_STARTED,
+                    version=wgpy.__version__,
+                    node=self._status.node,
+                    mesh=self._status.mesh,
+                    strict=self._status.is_strict,
+                )
+            ]
+        )
 
     def end(self) -> None:
         self._history.write([entry(time.time(), Kind.AGENT_STOPPED)])
@@ -122,7 +145,7 @@ class Reporter:
         )
         entries = changes(before, self._status)
         self._before = self._status
-        self._history.write(entries)
+        self._history.write([*entries, *self._due_record()])
         self._log_findings(before.findings if before and self._status.passes > 1 else (), findings)
         self._events.extend((*_events(entries), *self._due_findings(findings)))
 
@@ -145,6 +168,21 @@ class Reporter:
             return from_json(self._files.status())
         except (ValueError, StateError):
             return None
+
+    def _whole(self) -> Iterable[Entry]:
+        """What a file of the history begins with."""
+        return whole(self._before) if self._before is not None else ()
+
+    def _due_record(self) -> list[Entry]:
+        """The sample, and where each family stands, when it is time for them; after the first pass it is."""
+        now, due = time.monotonic(), []
+        if now >= self._stood_at + STANDING_SECONDS:
+            due += [standing(self._status.at, family) for family in self._status.families]
+            self._stood_at = now
+        if now >= self._sampled_at + SAMPLE_SECONDS:
+            due.append(sample(self._status))
+            self._sampled_at = now
+        return due
 
     def source_status(self) -> SourceStatus:
         """How the source is just now."""

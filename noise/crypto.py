@@ -1,4 +1,5 @@
-"""The functions of paper section 5.4.1. This module is the only door to ``cryptography``, ``nacl`` and ``hashlib``.
+"""The functions of paper section 5.4.1. This module is the data plane's only door to ``cryptography``, ``nacl``
+and ``hashlib``.
 
 Everything takes and returns bytes. Two libraries stand behind it because each lacks something: libsodium (PyNaCl) has
 XChaCha20-Poly1305 and the faster X25519 (23 and 33 µs against OpenSSL's 42 and 40, which moreover computes the public key of

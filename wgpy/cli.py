@@ -394,6 +394,7 @@ COMMANDS = {
     "leave": "take this node out of the mesh, once its peers no longer send to it",
     "mesh": "this node's peers, the pods behind each, and what becomes of packets to them",
     "demo": "a cluster on this machine, in network namespaces",
+    "report": "signed reports on what was encrypted, for PCI DSS, HIPAA and the GDPR, and their check",
 }
 """The verbs that entry points carry, for the help; the entry point itself is found when it is called."""
 

@@ -137,7 +137,19 @@ async def test_the_next_agent_does_not_tell_again_what_stood_before(reporter: Re
     again = Reporter(source, "calico", "n1", StateFiles(tmp_path), is_strict=True)  # type: ignore[arg-type]
     conclude(again)
 
-    assert [entry.kind for entry in read(tmp_path)] == before
+    assert [entry.kind for entry in read(tmp_path)] == [*before, "standing", "sample"], "only where all stands"
+
+
+async def test_there_is_a_sample_every_quarter_of_an_hour_and_a_standing_every_day(
+    reporter: Reporter, tmp_path: Path, clock: Clock
+) -> None:
+    began = clock.now
+    for _ in range(1 + 86400 // 90):  # a pass every 90 s, as there is one at least
+        conclude(reporter)
+        clock.now += 90
+
+    at = {kind: [one.at - began for one in read(tmp_path) if one.kind == kind] for kind in ("sample", "standing")}
+    assert at == {"sample": [900.0 * number for number in range(97)], "standing": [0.0, 86400.0]}
 
 
 async def test_an_api_server_that_is_away_is_told_later(

@@ -587,15 +587,19 @@ def test_a_header_alone_is_a_packet(is_v4: bool) -> None:
 
 
 def test_when_nobody_takes_a_packet_is_told_with_the_packet() -> None:
-    sim = Sim("A", "B")
+    """Nobody has its address, or whoever has it has no endpoint."""
+    sim = Sim("A", "B", "C")
+    sim["A"].peer(sim["C"], endpoint=False)
     told: list[float] = []
     sim["A"].device._unreachable = lambda packet, now: told.append(now)
 
-    sim["A"].read(packet("10.0.0.1", "10.0.0.2"))
-    sim.advance(1)
-    sim["A"].read(*reversed(stream(sim["A"], sim["B"], payload=bytes(3000), size=1000).superpacket()))
+    for host in (sim["B"], sim["C"]):
+        sim["A"].read(packet("10.0.0.1", host.address))
+        sim.advance(1)
+        sim["A"].read(*reversed(stream(sim["A"], host, payload=bytes(3000), size=1000).superpacket()))
+        sim.advance(1)
 
-    assert told == [1000.0, 1001.0]
+    assert told == [1000.0, 1001.0, 1002.0, 1003.0]
 
 
 def test_a_half_done_packet_that_makes_no_sense_is_not_kept_for_a_session() -> None:
