@@ -129,8 +129,12 @@ def http(data: bytes) -> None:
         await Server("127.0.0.1:0", {"/metrics": alive, "/broken": _broken})._serve(reader, cast(Any, writer))
         return writer
 
-    logging.getLogger("wgpy.exposition").disabled = True
-    writer = _runner().run(serve())
+    log = logging.getLogger("wgpy.exposition")
+    log.disabled = True  # a traceback for each page that cannot be made
+    try:
+        writer = _runner().run(serve())
+    finally:
+        log.disabled = False
     assert writer.closed == 1
     assert writer.written.split(b" ", 2)[1] == _status(data)
 
