@@ -117,9 +117,12 @@ def under_attack(tunnel: Tunnel, attack: str) -> tuple[Pings, list[float], int]:
 
 
 def kill(node: Node) -> None:
-    """All that runs in a node, at once and without a chance to clean up."""
-    for process in processes_in(node):
-        os.kill(process, signal.SIGKILL)
+    """All that runs in a node, at once and without a chance to clean up: a child is told to end when its supervisor is gone, so
+    all are stopped first."""
+    running = processes_in(node)
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for process in running:
+            os.kill(process, number)
     wait_for(lambda: not processes_in(node), "all are dead")
 
 

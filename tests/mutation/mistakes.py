@@ -213,7 +213,7 @@ MISTAKES = (
         11,
         "the private key of zeros taken for a key",
         f"tests/noise/test_handshake.py {TEST_DEVICE}",
-        (HANDSHAKE, "if self.private == _ZERO:", "if False:"),
+        (HANDSHAKE, "if crypto.equal(self.private, _ZERO):", "if False:"),
         (
             DEVICE,
             "self.local = None if private_key == NO_KEY else LocalStatic(private_key)",

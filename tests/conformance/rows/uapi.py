@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import stat
+import time
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
@@ -146,6 +147,7 @@ def request_in_pieces(trial: Trial) -> None:
     with Connection(trial) as connection:
         for piece in "set=1\nfwmark=77\n\n":
             connection.send(piece)
+            time.sleep(0.01)
         expect(errno_of(connection.answer()) == 0, "a request that came byte by byte is refused")
     expect("fwmark=77" in get_lines(trial), "a request that came byte by byte has changed nothing")
 
