@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from tests.mutation.tree import refresh
@@ -81,15 +82,17 @@ def run(module: str, work: Path, seconds: float, *, survivors_only: bool) -> Non
     with (work / "mutmut.log").open("w") as log:
         mutmut = subprocess.Popen(command, cwd=work, stdout=log, stderr=subprocess.STDOUT)
         try:
-            status = mutmut.wait(seconds)
-        except subprocess.TimeoutExpired:
-            mutmut.send_signal(signal.SIGINT)
-            status = mutmut.wait(60)
+            with suppress(subprocess.TimeoutExpired):
+                mutmut.wait(seconds)
+            if mutmut.poll() is None:
+                mutmut.send_signal(signal.SIGINT)
+                with suppress(subprocess.TimeoutExpired):
+                    mutmut.wait(60)  # for the mutant that is being tested
         finally:
             mutmut.kill()
-    if status:
+    if mutmut.wait() > 0:
         tail = (work / "mutmut.log").read_text()[-3000:]
-        raise SystemExit(f"mutmut ended with status {status} over {module}; the end of {work / 'mutmut.log'}:\n{tail}")
+        raise SystemExit(f"mutmut ended with status {mutmut.returncode} over {module}; the end of {work / 'mutmut.log'}:\n{tail}")
 
 
 def _configure(module: str, work: Path) -> None:
