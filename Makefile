@@ -4,14 +4,14 @@
 
 PYTHON := .venv/bin/python
 PACKAGES := noise tun wgpy controller
-SOURCES := $(PACKAGES) benchmarks tests
+SOURCES := $(PACKAGES) benchmarks tests .ci/reference.py
 READY := .venv/.ready
 
 # So that tests, demo and benchmarks find this wgpy, and the wireguard-go that setup built.
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.cache/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench setup-kernel-vm setup-kube setup-image fmt lint quick check test patient-lint pytest kube cov conformance mutants mistakes demo bench fuzz clean
+.PHONY: help setup web setup-bench setup-kernel-vm setup-kube setup-manifests setup-web setup-image fmt lint quick check test patient-lint pytest kube manifests docs cov conformance mutants mistakes demo bench fuzz clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## *(.*)/\1\t\2/' | expand -t 13
@@ -27,6 +27,12 @@ setup-bench: setup  ## what the benchmarks compare wgpy with: gotatun, boringtun
 
 setup-kube: setup  ## a real API server for the tests: built with Go, minutes the first time
 	@bash .ci/setup-kube || [ -z "$$WGPY_REQUIRE_KUBE" ]
+
+setup-manifests: setup-kube  ## what checks the manifests: Helm and the Prometheus operator's kinds; minutes the first time
+	@bash .ci/setup-manifests || [ -z "$$WGPY_REQUIRE_KUBE" ]
+
+setup-web: setup  ## what the tests of the dashboard need: Debian's Chromium, and axe-core from npm
+	@bash .ci/setup-web || [ -z "$$WGPY_REQUIRE_WEB" ]
 
 setup-image: setup  ## the container image, from a debootstrap root with buildah (needs root)
 	@bash .ci/setup-image
@@ -47,7 +53,7 @@ quick: setup  ## the tests that need neither root nor time
 check: lint quick  ## what to run before a commit
 
 # The first tests are the quick ones, which leave the linters a core, or what they can spare of it.
-test: setup-kube  ## everything but what takes minutes, with real traffic and a real API server (needs root)
+test: setup-manifests setup-web  ## everything but what takes minutes, with real traffic and a real API server (needs root)
 	@$(MAKE) --no-print-directory -j2 patient-lint pytest
 
 patient-lint: setup
@@ -59,6 +65,21 @@ pytest: setup
 kube: export WGPY_REQUIRE_KUBE = 1
 kube: setup-kube setup-image  ## all tests on a real API server, and their figures (needs root, half an hour)
 	$(PYTHON) -m pytest -m kube $(ARGS)
+
+manifests: export WGPY_REQUIRE_KUBE = 1
+manifests: setup-manifests  ## render the kustomize base and the Helm chart in all variants, and have a real API server check them
+	$(PYTHON) -m pytest tests/deploy tests/kube/test_deploy.py $(ARGS)
+
+# What Material says at each build is about its own future, and no warning of ours.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: setup  ## the site of docs/ in build/site, the manual pages in build/man; fails at a warning
+	@$(PYTHON) -c 'import argparse_manpage, material' 2>/dev/null || PYTHONWARNINGS=ignore $(PYTHON) -m pip install --quiet --editable '.[docs]'
+	$(PYTHON) -m mkdocs build --strict $(ARGS)
+	$(PYTHON) .ci/reference.py build/man
+
+web: export WGPY_REQUIRE_WEB = 1
+web: setup-web  ## the dashboard in a real browser: Debian's Chromium (three minutes)
+	$(PYTHON) -m pytest -m web $(ARGS)
 
 cov: setup  ## branch coverage of the quick tests
 	$(PYTHON) -m coverage run -m pytest -m 'not e2e and not slow and not kube' $(ARGS)

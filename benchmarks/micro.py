@@ -50,6 +50,7 @@ from tun.offload import GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, VIRTIO_HEADER, ZERO_HE
 from wgpy.config import Endpoint, SetDevice, SetPeer
 from wgpy.core.allowedips import REMEMBERED_ADDRESSES, AllowedIPs
 from wgpy.core.device import Device, Outputs
+from wgpy.daemon.mmsg import SLOTS
 from wgpy.daemon.pump import Pump, boottime
 from wgpy.daemon.udp import Received, Sockets
 
@@ -281,7 +282,7 @@ def superpacket6(segments: int) -> bytes:
 # --- Two devices without sockets ---
 
 
-class Sink:
+class Sink(Outputs):
     """Outputs that go nowhere, or into ``kept`` while that is a list."""
 
     def __init__(self) -> None:
@@ -503,16 +504,32 @@ def coalescing(data: bytes) -> Callable[[int], Iterator[Round]]:
     return rounds
 
 
+def between_sockets(
+    prepare: Callable[[Sockets, Sockets, socket.socket], Callable[[], None]], *, coalescing: bool = True
+) -> Callable[[int], Iterator[Round]]:
+    """Rounds of what ``prepare`` gives for two bound ends and the IPv4 socket of the second."""
+
+    def rounds(batches: int) -> Iterator[Round]:
+        first, last = ends = Sockets(), Sockets(coalescing=coalescing)
+        try:
+            for end in ends:
+                end.bind(0, 0)
+            work = prepare(first, last, next(iter(last)))
+            while True:
+                yield Round(work)
+        finally:
+            for end in ends:
+                end.close()
+
+    return rounds
+
+
 def loopback(count: int, length: int) -> Callable[[int], Iterator[Round]]:
     """A train of ``count`` datagrams of ``length`` bytes sent and received."""
 
-    def rounds(batches: int) -> Iterator[Round]:
-        ends, received = (Sockets(), Sockets()), Received()
-        for end in ends:
-            end.bind(0, 0)
-        first, last = ends
-        sock = next(iter(last))
-        endpoint, train, buffer = Endpoint("127.0.0.1", last.port), bytes(count * length), memoryview(bytearray(1 << 16))
+    def prepare(first: Sockets, last: Sockets, sock: socket.socket) -> Callable[[], None]:
+        received, buffer = Received(), memoryview(bytearray(1 << 16))
+        endpoint, train = Endpoint("127.0.0.1", last.port), bytes(count * length)
 
         def work() -> None:
             if not first.send(train, length, endpoint, b"", 0):
@@ -522,14 +539,26 @@ def loopback(count: int, length: int) -> Callable[[int], Iterator[Round]]:
                 last.receive(sock, buffer, received)
                 size += received.size
 
-        try:
-            while True:
-                yield Round(work)
-        finally:
-            for end in ends:
-                end.close()
+        return work
 
-    return rounds
+    return between_sockets(prepare)
+
+
+def messages(length: int) -> Callable[[int], Iterator[Round]]:
+    """Datagrams of ``length`` bytes, as many as go in one call, sent each by itself and received."""
+
+    def prepare(first: Sockets, last: Sockets, sock: socket.socket) -> Callable[[], None]:
+        sent = [(bytes(length), Endpoint("127.0.0.1", last.port), b"")] * SLOTS
+
+        def work() -> None:
+            first.send_each(sent)
+            count = 0
+            while count < SLOTS:
+                count += len(last.receive_many(sock))
+
+        return work
+
+    return between_sockets(prepare, coalescing=False)
 
 
 class Arrivals(MemoryTun):
@@ -618,6 +647,7 @@ CASES: list[Case] = [
     Case("wgpy/daemon/pump.py", "one UDP packet of 92 bytes", (*PATH, "kernel"), 50, pumped(1, SMALL)),
     Case("wgpy/daemon/udp.py", "a train of 45 datagrams of 1452 bytes", ("kernel",), 40, loopback(45, 1452)),
     Case("wgpy/daemon/udp.py", "one datagram of 128 bytes", ("kernel", "bytecode"), 100, loopback(1, 128)),
+    Case("wgpy/daemon/mmsg.py", "16 datagrams of 148 bytes", ("kernel", "bytecode"), 50, messages(148)),
     Case("wgpy/core/allowedips.py", "1,000 look-ups of 1,000 addresses", ("bytecode",), 10, lookups(1000, 1000)),
     Case(
         "wgpy/core/allowedips.py",

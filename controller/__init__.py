@@ -14,6 +14,7 @@ they are, and applies the difference: nothing is remembered that can be read bac
 :mod:`.plan`        (desired, actual) -> steps, in an order in which nothing leaks and nothing goes to the wrong peer
 :mod:`.publication` when to publish or withdraw this node's public key
 :mod:`.status`      what the agent is doing and what has come of it, as a value; the history is made of two of them
+:mod:`.graph`       the mesh as a picture: SVG, graphviz, Mermaid
 ------------------  ----------------------------------------------------------------------------------------------
 :mod:`.source`      where objects come from: the interface
 :mod:`.directory`   a source that is a directory of YAML files
@@ -33,8 +34,13 @@ they are, and applies the difference: nothing is remembered that can be read bac
 :mod:`.history`     what happened, a line each, on disk
 :mod:`.compliance`  ``wgpy report``: what the history proves, signed, for auditors
 :mod:`.metrics`     the same for Prometheus, and the probes
+:mod:`.look`        how commands show what they see: one look, or with ``--watch`` many
 :mod:`.mesh_table`  the same for people: ``wgpy mesh``
-:mod:`.cli`         ``wgpy agent``, ``wgpy leave`` and ``wgpy mesh``
+:mod:`.top`         the same, live: ``wgpy top``
+:mod:`.doctor`      what is wrong on a node and what to type: facts, pure checks over them, ``wgpy doctor``
+:mod:`.verify`      marked packets and a look at the wire: ``wgpy verify``
+:mod:`.completion`  completion for shells, made from the commands' parsers
+:mod:`.cli`         ``wgpy agent``, ``leave``, ``mesh``, ``top``, ``doctor`` and ``verify``
 :mod:`.allocator`   a stand-in for Calico's tunnel-address allocator, for demo and tests
 ==================  ==============================================================================================
 """

@@ -2,9 +2,9 @@
 
 import sys
 
-from controller.cli import agent, leave, mesh
+from controller.cli import agent, doctor, leave, mesh, top, verify
 
-COMMANDS = {"agent": agent, "leave": leave, "mesh": mesh}
+COMMANDS = {"agent": agent, "doctor": doctor, "leave": leave, "mesh": mesh, "top": top, "verify": verify}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:

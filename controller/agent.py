@@ -25,6 +25,7 @@ from typing import Any, Protocol, TypeVar
 from controller.dataplane import DataPlaneError
 from controller.findings import Finding, findings
 from controller.instance import Instance, InstanceError, Report, Rest
+from controller.leaks import Detector
 from controller.mesh import Mesh
 from controller.model import Cluster, Family
 from controller.netlink import Monitor, NetlinkRefusal
@@ -150,6 +151,7 @@ class Agent:
         files: StateFiles,
         options: Options = Options(),
         duties: Duties | None = None,
+        detector: Detector | None = None,
     ) -> None:
         self._source = source
         self._mesh = mesh
@@ -158,6 +160,7 @@ class Agent:
         self._files = files
         self._options = options
         self._duties = duties
+        self._detector = detector
         self._wake = asyncio.Event()
         self._taken = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="instances")
@@ -230,6 +233,9 @@ class Agent:
         followers = [self._follow_source(listing), self._follow_kernel(), self._follow(stop), self._reporter.run()]
         if self._options.remembers:
             followers.append(self._remember())
+        if self._detector is not None:
+            self._detector.notify = self._wake.set
+            followers.append(self._detector.run())
         watchers = [asyncio.create_task(follower) for follower in followers]
         for watcher in watchers:
             watcher.add_done_callback(lambda _: self._wake.set())
@@ -268,6 +274,7 @@ class Agent:
             for member in self._members:
                 await self._in_thread(member.instance.disable, cluster)
             await self._keep_guard()
+            await self._reporter.take_back()
             self._files.forget_objects()  # an agent that starts without the source is not to rejoin by them
         except Failure as error:
             raise AgentError(str(error)) from None
@@ -520,8 +527,12 @@ class Agent:
             facts[family] = await self._in_thread(member.instance.facts, cluster)
         found = [*findings(cluster, self._node, facts), *self._of_members()]
         is_success = all(member.failure is None for member in self._members)
-        await self._in_thread(self._reporter.conclude, cluster, seen, self._malformed, found, seconds, is_success)
+        leaks = self._detector.report() if self._detector is not None else None
+        await self._in_thread(self._reporter.conclude, cluster, seen, self._malformed, found, seconds, is_success, leaks)
         self._reporter.wake()
+        status = self._reporter.status
+        if self._detector is not None and status is not None:
+            self._detector.follow(await self._in_thread(self._detector.look, cluster, status))
 
     def _of_members(self) -> Iterator[Finding]:
         for member in self._members:
@@ -542,7 +553,8 @@ class Agent:
         for family, member in zip(status.families, self._members):
             snapshot = await self._in_thread(member.instance.snapshot, cluster) if family.is_enabled else None
             families.append(refreshed(family, snapshot, time.time()) if family.is_enabled else family)
-        return replace(status, at=time.time(), source=self._reporter.source_status(), families=tuple(families))
+        leaks = self._detector.status() if self._detector is not None else None
+        return replace(status, at=time.time(), source=self._reporter.source_status(), families=tuple(families), leaks=leaks)
 
     # Undoing and leaving
 

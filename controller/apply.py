@@ -3,6 +3,7 @@
 import errno
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -121,25 +122,32 @@ def _apply(kernel: Kernel, place: Place, step: Step) -> None:
 
 
 def summary(steps: Sequence[Step]) -> str:
-    """A plan in a line: ``3 peers, 5 allowed IPs, 5 routes, rule``. It holds no key."""
+    """A plan in a line: ``3 peers, 5 allowed IPs, rule; removal of 2 routes``. It holds no key."""
     names = {PutRoute: "route", RemoveRoute: "route", AddRule: "rule", RemoveRule: "rule", SetLink: "link"}
     names |= {AddAddress: "address", RemoveAddress: "address", SetMasquerade: "masquerade", SetGuard: "guard"}
     names[LoosenReversePath] = "rp_filter"
-    counts: dict[str, int] = {}
-
-    def count(name: str, number: int = 1) -> None:
-        if number:
-            counts[name] = counts.get(name, 0) + number
-
+    put: Counter[str] = Counter()
+    removed: Counter[str] = Counter()
     for step in steps:
         if isinstance(step, Configure):
             peers = [change for change in step.changes if isinstance(change, SetPeer)]
-            count("device", len(step.changes) - len(peers))
-            count("peer", len({peer.public_key for peer in peers}))
-            count("allowed IP", sum(len(peer.allowed_ips) + len(peer.removed_allowed_ips) for peer in peers))
+            gone = {peer.public_key for peer in peers if peer.remove}
+            put["device"] += len(step.changes) - len(peers)
+            put["peer"] += len({peer.public_key for peer in peers} - gone)
+            put["allowed IP"] += sum(len(peer.allowed_ips) + len(peer.removed_allowed_ips) for peer in peers)
+            removed["peer"] += len(gone)
         else:
-            count(names[type(step)])
-    return ", ".join(f"{number} {name}s" if number > 1 else name for name, number in counts.items())
+            is_removal = isinstance(step, RemoveRoute | RemoveRule | RemoveAddress) or step in (
+                SetMasquerade(False),
+                SetGuard(None),
+            )
+            (removed if is_removal else put)[names[type(step)]] += 1
+    said = [_counted(put), f"removal of {_counted(removed)}" if removed.total() else ""]
+    return "; ".join(filter(None, said))
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{number} {name}s" if number > 1 else name for name, number in counts.items() if number)
 
 
 def configure(client: Client, changes: tuple[Change, ...]) -> None:

@@ -1,4 +1,7 @@
-"""``wgpy agent`` and ``wgpy leave``: arguments in, one call out, and one line for whatever is wrong."""
+"""The agent's commands: arguments in, one call out, and one line for whatever is wrong.
+
+``agent`` and ``leave`` change this node; ``mesh``, ``top``, ``doctor`` and ``verify`` look at it.
+"""
 
 import argparse
 import asyncio
@@ -8,31 +11,41 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from controller.agent import Agent, AgentError, Options
 from controller.dataplane import Spawner
 from controller.desired import DEFAULT_NUMBERS, Numbers
 from controller.directory import POLL_SECONDS, DirectorySource
 from controller.external import ExternalPeers, ExternalPeersError
+from controller.findings import FELIX_LINK_KIND
 from controller.flanneld import Flanneld
+from controller.graph import FORMATS, graph
 from controller.instance import Instance
-from controller.mesh import Kind, Mesh
-from controller.mesh_table import Pods, add_arguments, pods_by_node, show
+from controller.leaks import Detector
+from controller.look import Look
+from controller.look import show as show_looks
+from controller.mesh import Mesh
+from controller.mesh_table import NothingKnown, Pods, add_arguments, pods_by_node, read, show, world
 from controller.meshes.calico import IPAM_BLOCK, Calico
 from controller.meshes.cilium import Cilium
 from controller.meshes.flannel import Flannel, parse_net_conf
 from controller.metrics import pages
-from controller.model import Family
-from controller.netlink import Kernel
-from controller.source import Manifest, Source, SourceError
+from controller.model import Cluster, Family
+from controller.netlink import Kernel, NetlinkRefusal
+from controller.source import Manifest, Objects, Source, SourceError
 from controller.statefiles import STEP_ASIDE, StateError, StateFiles
+from wgpy.coredump import leave_no_core_dump
 from wgpy.exposition import Server
+
+if TYPE_CHECKING:
+    from controller.doctor.collect import LookingKernel
 
 DEFAULT_STATE = Path("/var/lib/wgpy")
 PODS_SECONDS = 5.0
@@ -85,12 +98,20 @@ def agent(arguments: list[str]) -> int:
     parser.add_argument(
         "--metrics", type=_address, metavar="ADDRESS:PORT", help="serve /metrics, /healthz and /readyz there (default: nowhere)"
     )
+    _add_status_api(parser)
     parser.add_argument(
         "--strict",
         action=argparse.BooleanOptionalAction,
-        default=os.environ.get("WGPY_STRICT", "").lower() in ("1", "true", "yes"),
+        default=_is_set("WGPY_STRICT"),
         help="refuse what ought to be encrypted and cannot be, instead of letting it pass in clear (default: $WGPY_STRICT)",
     )
+    parser.add_argument(
+        "--yield-to-kernel",
+        action=argparse.BooleanOptionalAction,
+        default=_is_set("WGPY_YIELD_TO_KERNEL"),
+        help="rest on a node whose kernel has WireGuard, which it is asked once, at the start (default: $WGPY_YIELD_TO_KERNEL)",
+    )
+    _add_leak_detector(parser)
     options = parser.parse_args(arguments)
     if options.data_plane is not None and not options.spawn:
         parser.error("--data-plane goes with --spawn")
@@ -100,44 +121,178 @@ def agent(arguments: list[str]) -> int:
 def leave(arguments: list[str]) -> int:
     """take this node out of the mesh: withdraw its keys, wait until no peer uses them, take the interfaces down"""
     options = _acting_parser("leave", leave).parse_args(arguments)
-    options.strict = False  # who leaves wants no part of it
+    options.strict = options.yield_to_kernel = False  # who leaves wants no part of it
     return _run("leave", options, _leave)
 
 
 def mesh(arguments: list[str]) -> int:
-    """show this node's peers, the pods behind each, and what becomes of packets to them"""
+    """show every node and the pods behind it, and what becomes of packets between them; mesh graph draws it"""
+    if arguments[:1] == ["graph"]:
+        return _graph(arguments[1:])
     parser = _parser("mesh", mesh)
     add_arguments(parser)
     options = parser.parse_args(arguments)
     logging.getLogger("controller.kube").setLevel(logging.CRITICAL)  # what fails is said in one line, by us
-    return show(options.state, lambda: asyncio.run(_pods(options)), options.output)
+    return show(options.state, lambda: world(*asyncio.run(_cluster(options, "mesh"))), options.output, options.watch)
 
 
-async def _pods(options: argparse.Namespace) -> Pods:
-    """The pods of the cluster by node; none where that cannot be found out just now."""
+def _graph(arguments: list[str]) -> int:
+    """draw the mesh: nodes, what is behind each, and whether packets between them are encrypted"""
+    parser = _parser("mesh graph", _graph)
+    parser.add_argument("--format", choices=sorted(FORMATS), default="svg", help="(default: %(default)s)")
+    parser.add_argument("--family", type=int, choices=(4, 6), default=4, help="IP version (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    logging.getLogger("controller.kube").setLevel(logging.CRITICAL)
+    cluster, pods = asyncio.run(_cluster(options, "mesh graph"))
+    if cluster is None:
+        return _fail("mesh graph", "there is no cluster to draw: it does not answer, and no agent here remembers it")
+    family = Family(options.family)
     try:
-        source = _source(options, _Whole())
+        status = read(options.state).of(family)
+    except NothingKnown:
+        status = None  # then by what the cluster says alone
+    print(FORMATS[options.format](graph(cluster, family, pods, options.node, status)), end="")
+    return 0
+
+
+async def _cluster(options: argparse.Namespace, verb: str) -> tuple[Cluster | None, Pods]:
+    """The cluster and its pods by node; what an agent remembers, and no pods, where that cannot be found out just now."""
+    whole = _whole(options)
+    try:
+        source = _source(options, whole)
         try:
             async with asyncio.timeout(PODS_SECONDS):
                 objects = await source.list()
         finally:
             await source.close()
     except (SourceError, TimeoutError) as error:
-        print(f"wgpy mesh: without the pods: {str(error) or 'the cluster does not answer'}", file=sys.stderr)
-        return {}
-    return pods_by_node(manifest for ref, manifest in objects.items() if ref.kind == IPAM_BLOCK)
+        print(f"wgpy {verb}: without the pods: {str(error) or 'the cluster does not answer'}", file=sys.stderr)
+        try:
+            remembered = StateFiles(options.state).objects() if options.state.is_dir() else None
+        except StateError:
+            remembered = None
+        return (_understood(options, whole, remembered) if remembered is not None else None), {}
+    pods = pods_by_node(manifest for ref, manifest in objects.items() if ref.kind == IPAM_BLOCK)
+    return _understood(options, whole, objects), pods
+
+
+def _understood(options: argparse.Namespace, whole: Mesh, objects: Objects) -> Cluster | None:
+    """The cluster, None for Flannel's: without its net-conf.json, which only the agent is given, its nodes say too little."""
+    return None if options.mesh == "flannel" else whole.observe(objects, options.node).cluster
+
+
+def _whole(options: argparse.Namespace) -> Mesh:
+    """The mesh, with all that its objects say."""
+    return Cilium() if options.mesh == "cilium" else _Whole(options.node, os.environ)
+
+
+def doctor(arguments: list[str]) -> int:
+    """find what is wrong on this node, why it matters, and the command that mends it"""
+    from controller.doctor import command
+    from controller.doctor.collect import Collector, LookingKernel
+    from controller.doctor.collect import Options as Look
+
+    parser = _acting_parser("doctor", doctor)
+    command.add_arguments(parser)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.DEBUG if options.verbose else logging.CRITICAL, stream=sys.stderr, force=True)
+    try:
+        mesh = _mesh(options)
+        external = ExternalPeers(options.external_peers).load() if options.external_peers is not None else None
+    except (AgentError, ExternalPeersError) as error:
+        return _fail("doctor", str(error), 2)
+    server = None
+    if options.directory is None:
+        from controller.doctor.server import ask
+
+        server = partial(ask, options.kubeconfig, options.context, options.node)
+    numbers = {family: _numbers(options, family) for family in Family}
+    look = Look(options.node, options.state, numbers, sends=not options.passive, external_peers=external)
+    try:
+        with LookingKernel() as kernel:
+            seen = (Collector(look, mesh, kernel, server).collect(*_source_or_why(options, mesh)) for _ in count())
+            return command.run(seen, options.output, options.watch)
+    except NetlinkRefusal as error:
+        return _fail("doctor", str(error), 2)
+
+
+def _source_or_why(options: argparse.Namespace, mesh: Mesh) -> tuple[Source | None, str | None]:
+    """The cluster's source, or why there is none."""
+    try:
+        return _source(options, mesh), None
+    except SourceError as error:
+        return None, str(error)
+
+
+def verify(arguments: list[str]) -> int:
+    """prove that pods' packets to other nodes are encrypted: send marked ones, and look for the mark on the wire"""
+    from controller import verify as proof
+    from controller.doctor.collect import LookingKernel
+
+    parser = _parser("verify", verify)
+    proof.add_arguments(parser)
+    options = parser.parse_args(arguments)
+    logging.getLogger("controller.kube").setLevel(logging.CRITICAL)
+    try:
+        with LookingKernel() as kernel:
+            look = _verified if options.watch is None else _verified_or_why
+            return show_looks((look(options, kernel) for _ in count()), options.output, options.watch)
+    except (NothingKnown, proof.VerifyError, NetlinkRefusal) as error:
+        return proof.fail(str(error))
+
+
+def _verified_or_why(options: argparse.Namespace, kernel: "LookingKernel") -> Look:
+    """A watch goes on where the cluster is away for a while, or the node."""
+    from controller import verify as proof
+
+    try:
+        return _verified(options, kernel)
+    except (NothingKnown, proof.VerifyError, NetlinkRefusal) as error:
+        return proof.look_in_vain(options.node, str(error))
+
+
+def _verified(options: argparse.Namespace, kernel: "LookingKernel") -> Look:
+    """Raises NothingKnown, VerifyError, NetlinkRefusal."""
+    from controller import verify as proof
+
+    cluster, pods = asyncio.run(_cluster(options, "verify"))
+    if cluster is None:
+        raise proof.VerifyError("there is no cluster to go by: it does not answer, and no agent here remembers it")
+    status = read(options.state)
+    found = [pair for pair in proof.pairs(cluster, status, pods, proof.mark) if pair.peer in (options.peers or [pair.peer])]
+    unknown = sorted(set(options.peers) - {pair.peer for pair in found})
+    if unknown or not found:
+        strangers = f": not {', '.join(unknown)}" if unknown else ""
+        raise proof.VerifyError(f"there is nobody to speak to{strangers} (see: wgpy mesh)")
+    tunnels = {family.family: family.interface for family in status.families if family.is_enabled and family.interface}
+    ends = {pair.conversation.nodes: tunnels.get(pair.family) for pair in found}
+    wires = {*options.wire, *(wire for (here, there), own in ends.items() for wire in kernel.wires(here, there, own))}
+    wires -= set(tunnels.values())
+    return proof.look_of(status.node, proof.verify(found, wires, tunnels.values()), wires)
+
+
+def top(arguments: list[str]) -> int:
+    """show who talks with this node right now, the busiest peers first, until Ctrl-C"""
+    from controller import top as live
+
+    parser = _parser("top", top)
+    live.add_arguments(parser)
+    options = parser.parse_args(arguments)
+    try:
+        return live.run(options.state, options.interval, options.once, options.output)
+    except NothingKnown as error:
+        return _fail("top", str(error))
 
 
 class _Whole(Calico):
-    """Calico's mesh, but only its blocks, and these untrimmed: they tell of pods."""
-
-    kinds: Mapping[str, Kind] = MappingProxyType({IPAM_BLOCK: Calico.kinds[IPAM_BLOCK]})
+    """Calico's mesh, but its objects untrimmed: blocks tell of pods."""
 
     def trim(self, manifest: Manifest) -> Manifest:
         return manifest
 
 
 async def _agent(options: argparse.Namespace, around: _Surroundings) -> None:
+    leave_no_core_dump()  # it holds private keys
     stop, end = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -147,8 +302,9 @@ async def _agent(options: argparse.Namespace, around: _Surroundings) -> None:
     behaviour = Options(options.resync, remembers=options.directory is None, is_strict=options.strict)
     instances = _instances(options, around, spawner)
     duties = Flanneld(around.source, around.mesh.net_conf, options.node) if isinstance(around.mesh, Flannel) else None
-    agent = Agent(around.source, around.mesh, options.node, instances, around.files, behaviour, duties)
-    async with _pages(options.metrics, agent):
+    detector = Detector(options.node, around.kernel, options.detect_leaks) if options.detect_leaks is not None else None
+    agent = Agent(around.source, around.mesh, options.node, instances, around.files, behaviour, duties, detector)
+    async with _pages(options.metrics, agent), _status_api(options, agent):
         await agent.run(stop)
         if not end.is_set():
             logging.info(
@@ -180,6 +336,26 @@ async def _pages(address: str | None, agent: Agent) -> AsyncIterator[None]:
         await server.stop()
 
 
+@asynccontextmanager
+async def _status_api(options: argparse.Namespace, agent: Agent) -> AsyncIterator[None]:
+    """Serve the status API meanwhile, if there is an address for it. Raises AgentError."""
+    if options.status_api is None:
+        yield
+        return
+    from controller.status_api import StatusApi, StatusApiError, place  # only who serves it pays for aiohttp's server
+
+    try:
+        where = place(options.status_api, options.status_token, options.status_certificate, options.status_key)
+        api = StatusApi(where, agent.status, options.state)
+        await api.start()
+    except StatusApiError as error:
+        raise AgentError(str(error)) from None
+    try:
+        yield
+    finally:
+        await api.stop()
+
+
 async def _leave(options: argparse.Namespace, around: _Surroundings) -> None:
     instances = _instances(options, around, None)
     await Agent(around.source, around.mesh, options.node, instances, around.files).leave()
@@ -195,6 +371,7 @@ def _instances(options: argparse.Namespace, around: _Surroundings, spawner: Spaw
             around.files,
             spawner,
             is_strict=options.strict,
+            yields_to_kernel=options.yield_to_kernel,
             external_peers=around.external_peers,
         )
         for family in Family
@@ -257,9 +434,12 @@ def _run(verb: str, options: argparse.Namespace, main: _Main) -> int:
         external_peers = ExternalPeers(options.external_peers)
         external_peers.load()
         mesh = _mesh(options)
+        if options.yield_to_kernel:
+            with Kernel() as kernel:
+                options.yield_to_kernel = kernel.can_make(FELIX_LINK_KIND)
         with Kernel() as kernel:
             asyncio.run(_with_source(main, options, mesh, kernel, files, external_peers))
-    except (AgentError, StateError, SourceError, ExternalPeersError) as error:
+    except (AgentError, StateError, SourceError, ExternalPeersError, NetlinkRefusal) as error:
         return _fail(verb, str(error))
     except KeyboardInterrupt:
         return 130
@@ -276,9 +456,9 @@ async def _with_source(
         await source.close()
 
 
-def _fail(verb: str, message: str) -> int:
+def _fail(verb: str, message: str, status: int = 1) -> int:
     print(f"wgpy {verb}: {message}", file=sys.stderr)
-    return 1
+    return status
 
 
 def _may_configure_networks() -> bool:
@@ -318,7 +498,7 @@ def _acting_parser(verb: str, function: Callable[[list[str]], int]) -> _Parser:
     )
     parser.add_argument("--verbose", action="store_true", help="log every step")
     numbers = parser.add_argument_group(
-        "names and numbers", "Change them only to avoid a collision, and alike for agent and leave."
+        "names and numbers", "Change them only to avoid a collision, and alike for agent, leave and doctor."
     )
     felix = "Felix's, with a u at its end"
     numbers.add_argument("--interface", type=_interface, metavar="NAME", help=f"IPv4 interface (default: {felix})")
@@ -332,6 +512,44 @@ def _acting_parser(verb: str, function: Callable[[list[str]], int]) -> _Parser:
     )
     numbers.add_argument("--rule-priority", type=_priority, metavar="NUMBER", help="priority of the rule (default: Felix's)")
     return parser
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes")
+
+
+def _add_leak_detector(parser: _Parser) -> None:
+    default = os.environ.get("WGPY_DETECT_LEAKS", "")
+    is_named = default.lower() not in ("", "0", "false", "no", "1", "true", "yes")
+    parser.add_argument(
+        "--detect-leaks",
+        type=_interfaces,
+        nargs="?",
+        const=(),
+        default=default if is_named else () if _is_set("WGPY_DETECT_LEAKS") else None,
+        metavar="NAME,...",
+        help="watch these links, or those with the node's addresses, for packets in clear that ought to be encrypted; takes "
+        "CAP_NET_RAW (default: $WGPY_DETECT_LEAKS)",
+    )
+
+
+def _interfaces(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if not all(re.fullmatch(r"[^\s/]{1,15}", name) for name in names):
+        raise argparse.ArgumentTypeError(f"not names of interfaces, such as eth0,eth1: {text!r}")
+    return names
+
+
+def _add_status_api(parser: _Parser) -> None:
+    api = parser.add_argument_group("status API", "What this agent sees, for wgpy dashboard. Off, unless --status-api is given.")
+    api.add_argument(
+        "--status-api",
+        metavar="ADDRESS:PORT",
+        help="serve it there; tunnel:PORT for the tunnel's address, and only for who comes by it",
+    )
+    api.add_argument("--status-token", type=Path, metavar="FILE", help="the token that whoever asks has to know")
+    api.add_argument("--status-certificate", type=Path, metavar="FILE", help="TLS: the certificate, PEM")
+    api.add_argument("--status-key", type=Path, metavar="FILE", help="TLS: its private key, PEM")
 
 
 def _interface(text: str) -> str:

@@ -334,7 +334,8 @@ class DirectorySource:
         """There are no Events in a directory; the agent's log has them, too."""
 
     async def merge_status(self, node: str, patch: Manifest) -> None:
-        """Nobody schedules by what stands in a directory."""
+        """Of the status it is the conditions that are merged, by their type: nothing else is ever asked for."""
+        await asyncio.to_thread(self._directory.update, Ref("Node", node), lambda manifest: _merge_conditions(manifest, patch))
 
     def health(self) -> Health:
         return Health(self._directory.is_readable, time.time())
@@ -357,6 +358,19 @@ class DirectorySource:
         self._trimmed = trimmed
         before, self._objects = self._objects, {ref: small for ref, (_, small) in trimmed.items()}
         return before != self._objects
+
+
+def _merge_conditions(manifest: dict[str, Any], patch: Manifest) -> None:
+    status = manifest.get("status") or {}
+    before = status.get("conditions") or []
+    conditions = {one["type"]: one for one in before}
+    for change in patch["status"]["conditions"]:
+        if change.get("$patch") == "delete":
+            conditions.pop(change["type"], None)
+        else:
+            conditions[change["type"]] = {**conditions.get(change["type"], {}), **change}
+    if (after := list(conditions.values())) != before:
+        manifest["status"] = {**status, "conditions": after}
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,12 +106,36 @@ def _changes(before: AgentStatus | None, after: AgentStatus) -> Iterator[Entry]:
     for family in after.families:
         last = before.of(family.family) if before else None
         yield from _family_changes(at, last or FamilyStatus(family.family, rest=""), family)
+    yield from _leak_changes(at, before, after)
     raised = {(finding.reason, finding.subject): finding for finding in after.findings}
     known = {(finding.reason, finding.subject): finding for finding in before.findings} if before else {}
     for key in sorted(raised.keys() - known.keys()):
         yield entry(at, Kind.WARNING_RAISED, reason=key[0], subject=key[1], message=raised[key].message)
     for key in sorted(known.keys() - raised.keys()):
         yield entry(at, Kind.WARNING_CLEARED, reason=key[0], subject=key[1])
+
+
+def _leak_changes(at: float, before: AgentStatus | None, after: AgentStatus) -> Iterator[Entry]:
+    """Whether somebody looks, and what was seen since ``before``. Each agent counts anew."""
+    old, new = before.leaks if before else None, after.leaks
+    was_on = old is not None and bool(old.interfaces)
+    if new is not None and new.interfaces:
+        if old is None or (old.interfaces, old.why) != (new.interfaces, new.why):
+            yield entry(at, Kind.LEAK_DETECTOR_ON, interfaces=list(new.interfaces), why=new.why)
+    elif new is None and was_on:
+        yield entry(at, Kind.LEAK_DETECTOR_OFF, why="the agent was started without it")
+    elif new is not None and new.why is not None and (was_on or old is None or old.why != new.why):
+        yield entry(at, Kind.LEAK_DETECTOR_OFF, why=new.why)
+    is_same_agent = before is not None and before.started_at == after.started_at
+    known = {(leak.family, leak.peer, leak.direction): leak.packets for leak in old.leaks} if old and is_same_agent else {}
+    packets: defaultdict[tuple[str, str], int] = defaultdict(int)
+    examples: dict[tuple[str, str], str] = {}
+    for leak in new.leaks if new else ():
+        if news := leak.packets - known.get((leak.family, leak.peer, leak.direction), 0):
+            packets[str(leak.family), leak.peer] += news
+            examples.setdefault((str(leak.family), leak.peer), leak.example)
+    for (family, peer), count in packets.items():
+        yield entry(at, Kind.LEAK, family=family, peer=peer, packets=count, example=examples[family, peer])
 
 
 def _family_changes(at: float, before: FamilyStatus, after: FamilyStatus) -> Iterator[Entry]:

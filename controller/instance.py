@@ -34,7 +34,7 @@ from controller.netlink import Kernel
 from controller.plan import plan, union
 from controller.state import Device, Guard, Link, State
 from controller.statefiles import Assigned, StateFiles, public_key
-from controller.status import Seen
+from controller.status import NOT_ENABLED, Seen
 from wgpy.client import Client, ClientError, clear_abandoned
 from wgpy.config import NO_KEY, DeviceSnapshot, Endpoint
 
@@ -83,6 +83,7 @@ class Instance:
         spawner: Spawner | None = None,
         *,
         is_strict: bool = False,
+        yields_to_kernel: bool = False,
         external_peers: ExternalPeers = ExternalPeers(None),
         pod_mtu_file: Path = POD_MTU_FILE,
     ) -> None:
@@ -99,6 +100,7 @@ class Instance:
         self._files = files
         self._spawner = spawner
         self._is_strict = is_strict
+        self._yields_to_kernel = yields_to_kernel
         self._external_peers = external_peers
         self._pod_mtu_file = pod_mtu_file
         self._can_masquerade = True
@@ -113,8 +115,10 @@ class Instance:
         """Why this family is not to be part of the mesh now, None if it is to be."""
         configuration = cluster.felix.of(self.family)
         self.links = frozenset({configuration.interface, self.interface(cluster)})
+        if self._yields_to_kernel:
+            return Rest("this node's kernel has WireGuard, and Felix uses it", is_expected=True, keeps_key=True)
         if not configuration.enabled:
-            return Rest("not enabled in FelixConfiguration", is_expected=True)
+            return Rest(NOT_ENABLED, is_expected=True)
         felix = self._kernel.find_link(configuration.interface)
         if felix is not None and felix.kind == FELIX_LINK_KIND:
             return Rest(f"Felix has WireGuard itself here, on {configuration.interface}", keeps_key=True)
@@ -210,7 +214,7 @@ class Instance:
         """What may be wrong here."""
         interface = self._current_place(cluster).interface
         facts = Facts(self._numbers.table, self._numbers.fwmask, interface)
-        if not cluster.felix.of(self.family).enabled:
+        if self._yields_to_kernel or not cluster.felix.of(self.family).enabled:
             return facts
         link = self._kernel.find_link(interface)
         felix = self._kernel.find_link(cluster.felix.of(self.family).interface)

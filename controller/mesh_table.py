@@ -1,33 +1,49 @@
-"""``wgpy mesh``: this node's peers and the pods behind each, and what becomes of packets to them.
+"""``wgpy mesh``: every node and the pods behind it, and what becomes of packets between them.
 
 It is a view of the agent's status (:mod:`controller.status`), which the agent keeps in its state directory: so there is an answer
 while the API server, or the agent itself, is away. Endpoints, handshakes and counters are those of the device at this moment,
-where it answers. Which pods there are the agent does not know: whoever calls :func:`mesh` says where to ask for them.
+where it answers; rates are those since the agent wrote its status, or, with ``--watch``, since the last look. Which pods there
+are, and which of the other nodes encrypt to each other, the agent does not say: whoever calls :func:`show` says where to ask
+(:class:`World`).
 
 The exit status is 0 if all is as it ought to be, 3 if something is not (some traffic in clear or refused, a peer that does not
 answer, a warning, a status that nobody keeps up to date), 1 if nothing is known, 2 if the command line is wrong.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from controller import look
+from controller.graph import WORDS, unusable
+from controller.graph import Pods as Pods
+from controller.look import PLAIN_WIDTH, Look
+from controller.model import Cluster, Family
 from controller.source import Manifest
-from controller.status import AgentStatus, FamilyStatus, PeerStatus, Traffic, as_document, from_json, refreshed, unready
+from controller.status import (
+    HAS_LEFT,
+    NOT_ENABLED,
+    AgentStatus,
+    FamilyStatus,
+    PeerStatus,
+    Traffic,
+    as_document,
+    from_json,
+    refreshed,
+    unready,
+)
 from wgpy.client import SOCKET_DIRECTORY, Client, ClientError
 from wgpy.config import DeviceSnapshot
 
@@ -36,15 +52,51 @@ IMPERFECT = 3
 OLD_SECONDS = 300.0
 """An agent writes its status at least with each resync, every 90 s: one that is older than this is not kept up to date."""
 
-PLAIN_WIDTH, WIDE_WIDTH = 160, 240  # columns where nobody can say
+WIDE_WIDTH = 240  # columns where nobody can say
 FEW_PODS = 3
 FEW_NAMES = 5
 
-Pods = Mapping[str, Sequence[tuple[str, str]]]
-"""By node: the address of each pod, and its namespace and name (``default/web-0``)."""
-
 STYLES = {Traffic.ENCRYPTED: "green", Traffic.CLEAR: "yellow", Traffic.REFUSED: "red"}
-WORDS = {Traffic.ENCRYPTED: "encrypted", Traffic.CLEAR: "in clear", Traffic.REFUSED: "refused"}
+
+SHORTEST_SECONDS = 0.5
+"""Over less than that a rate says nothing."""
+
+WATCH_SECONDS = 2.0
+WORLD_SECONDS = 30.0
+"""How often ``--watch`` looks at the device, and asks for pods and nodes anew."""
+
+Rates = Mapping[tuple[Family, str], tuple[float, float]]
+"""Bytes per second received from and sent to each peer."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What the cluster says: the pods of each node, and of each family the names of all nodes (``nodes``) and those to which
+    nobody can encrypt, and why (``unusable``). Empty where it cannot be asked."""
+
+    pods: Pods = field(default_factory=dict)
+    nodes: tuple[str, ...] = ()
+    unusable: Mapping[Family, Mapping[str, str]] = field(default_factory=dict)
+
+    def meant(self, name: str, family: Family) -> str:
+        """With how many of the others a node is to speak encrypted, in a few words; empty if it is no node."""
+        if name not in self.nodes or family not in self.unusable:
+            return ""
+        refusals, others = self.unusable[family], len(self.nodes) - 1
+        if name in refusals:
+            return f"none: {refusals[name]}"
+        without = sorted(refusals)
+        if not without:
+            return f"all {others}"
+        more = ", ..." if len(without) > FEW_NAMES else ""
+        return f"{others - len(without)} of {others}, not {', '.join(without[:FEW_NAMES])}{more}"
+
+
+def world(cluster: Cluster | None, pods: Pods) -> World:
+    """What there is to know of the other nodes. ``cluster``: None where it cannot be read."""
+    if cluster is None:
+        return World(pods)
+    return World(pods, tuple(sorted(cluster.nodes)), {family: unusable(cluster, family) for family in Family})
 
 
 # What is there ------------------------------------------------------------------------------------------------------
@@ -82,6 +134,23 @@ def up_to_date(status: AgentStatus, snapshot: Callable[[str], DeviceSnapshot | N
     return replace(status, families=tuple(families))
 
 
+def rates(before: AgentStatus, after: AgentStatus, seconds: float) -> Rates:
+    """Bytes per second of each encrypted peer between two looks that lie ``seconds`` apart. A peer that is new, or whose counters
+    have begun anew, has none yet."""
+    if seconds < SHORTEST_SECONDS:
+        return {}
+    old = {(one.family, peer.name): peer for one in before.families for peer in one.peers}
+    found = {}
+    for one in after.families:
+        for peer in one.peers:
+            last = old.get((one.family, peer.name))
+            if peer.traffic is Traffic.ENCRYPTED and last is not None and last.public_key == peer.public_key:
+                received, sent = peer.rx_bytes - last.rx_bytes, peer.tx_bytes - last.tx_bytes
+                if received >= 0 and sent >= 0:
+                    found[one.family, peer.name] = received / seconds, sent / seconds
+    return found
+
+
 def complaints(status: AgentStatus, now: float) -> list[str]:
     """Everything that is not as it ought to be, a line each."""
     found = []
@@ -92,6 +161,8 @@ def complaints(status: AgentStatus, now: float) -> list[str]:
         found.append(f"the cluster is out of reach, and shown as it was last{why}")
     if (lack := unready(replace(status, at=now), enough=0.0)) is not None:
         found.append(lack)
+    if len(rests := {family.rest for family in status.families}) == 1 and rests <= {HAS_LEFT, NOT_ENABLED}:
+        found += [f"nothing is encrypted: {rest}" for rest in rests]
     for family in status.families:
         if family.is_enabled:
             for traffic in (Traffic.CLEAR, Traffic.REFUSED):
@@ -110,7 +181,7 @@ def _named(family: FamilyStatus, what: str, peers: Sequence[PeerStatus]) -> Iter
 # For people ---------------------------------------------------------------------------------------------------------
 
 
-def table(status: AgentStatus, pods: Pods, now: float, is_wide: bool = False) -> RenderableType:
+def table(status: AgentStatus, around: World, now: float, is_wide: bool = False, speed: Rates | None = None) -> RenderableType:
     """The whole view: a line on the agent, a table for each family, and what is wrong."""
     strict = "strict" if status.is_strict else "not strict"
     parts: list[RenderableType] = [
@@ -119,7 +190,7 @@ def table(status: AgentStatus, pods: Pods, now: float, is_wide: bool = False) ->
     for family in status.families:
         parts += ["", _heading(family)]
         if family.is_enabled:
-            parts.append(_peers(family, pods, now, is_wide))
+            parts.append(_nodes(status.node, family, around, now, is_wide, speed or {}))
     wrong = complaints(status, now)
     if wrong:
         parts += ["", *(Text(f"! {line}", style="yellow") for line in wrong)]
@@ -140,14 +211,22 @@ def _heading(family: FamilyStatus) -> Text:
     return Text.from_markup(f"[bold]{family.family}[/bold]  {escape('  '.join(filter(None, facts)))}")
 
 
-def _peers(family: FamilyStatus, pods: Pods, now: float, is_wide: bool) -> Table:
+COLUMNS = ("NODE", "TRAFFIC", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "RATE", "MESH", "PODS")
+NUMBERS = ("HANDSHAKE", "RECEIVED", "SENT", "RATE")
+
+
+def _nodes(own: str, family: FamilyStatus, around: World, now: float, is_wide: bool, speed: Rates) -> Table:
+    """This node first, then its peers."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=True, show_edge=False, header_style="bold")
-    for column in ("NODE", "TRAFFIC", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "PODS"):
-        shown.add_column(column, justify="right" if column in ("HANDSHAKE", "RECEIVED", "SENT") else "left", overflow="fold")
+    for column in COLUMNS:
+        shown.add_column(column, justify="right" if column in NUMBERS else "left", overflow="fold")
     for column in ("KEY", "RANGES") if is_wide else ():
         shown.add_column(column, overflow="fold")
+    pods = _listed(_of_family(around.pods.get(own, ()), family), is_wide)
+    first = [own, "this node", *[""] * 5, around.meant(own, family.family), pods]
+    shown.add_row(*map(Text, [*first, family.public_key or "", "\n".join(family.ranges)] if is_wide else first))
     for peer in family.peers:
-        shown.add_row(*map(Text, _cells(peer, _pods_of(peer, family, pods), now, is_wide)), style=_style(peer))
+        shown.add_row(*map(Text, _cells(peer, family, around, now, is_wide, speed)), style=_style(peer))
     return shown
 
 
@@ -155,7 +234,7 @@ def _style(peer: PeerStatus) -> str:
     return "red" if peer.is_silent else STYLES[peer.traffic] if peer.traffic is not Traffic.ENCRYPTED else ""
 
 
-def _cells(peer: PeerStatus, pods: Sequence[tuple[str, str]], now: float, is_wide: bool) -> Iterator[str]:
+def _cells(peer: PeerStatus, family: FamilyStatus, around: World, now: float, is_wide: bool, speed: Rates) -> Iterator[str]:
     yield f"external {peer.name[:8]}…" if peer.is_external else peer.name
     yield WORDS[peer.traffic] + (f": {peer.why}" if peer.why else ", does not answer" if peer.is_silent else "")
     if peer.traffic is Traffic.ENCRYPTED:
@@ -163,21 +242,35 @@ def _cells(peer: PeerStatus, pods: Sequence[tuple[str, str]], now: float, is_wid
         yield "never" if peer.last_handshake is None else ago(now - peer.last_handshake)
         yield size(peer.rx_bytes)
         yield size(peer.tx_bytes)
+        yield rate(speed.get((family.family, peer.name)))
     else:
-        yield from ("", "", "", "")
-    lines = [f"{address} {name}" for address, name in (pods if is_wide else pods[:FEW_PODS])]
-    if len(lines) < len(pods):
-        lines.append(f"and {len(pods) - len(lines)} more (--output wide)")
-    yield "\n".join(lines)
+        yield from ("", "", "", "", "")
+    yield around.meant(peer.name, family.family)
+    yield _listed(_pods_of(peer, family, around.pods), is_wide)
     if is_wide:
         yield peer.public_key or ""
         yield "\n".join(peer.ranges)
 
 
+def _listed(pods: Sequence[tuple[str, str]], is_wide: bool) -> str:
+    lines = [f"{address} {name}" for address, name in (pods if is_wide else pods[:FEW_PODS])]
+    if len(lines) < len(pods):
+        lines.append(f"and {len(pods) - len(lines)} more (--output wide)")
+    return "\n".join(lines)
+
+
 def _pods_of(peer: PeerStatus, family: FamilyStatus, pods: Pods) -> list[tuple[str, str]]:
-    """Those of this family."""
+    return _of_family(pods.get(peer.name, ()), family)
+
+
+def _of_family(pods: Sequence[tuple[str, str]], family: FamilyStatus) -> list[tuple[str, str]]:
     is_ipv6 = family.family.value == 6
-    return [(address, name) for address, name in pods.get(peer.name, ()) if (":" in address) == is_ipv6]
+    return [(address, name) for address, name in pods if (":" in address) == is_ipv6]
+
+
+def rate(speed: tuple[float, float] | None) -> str:
+    """``1.5 MB/s in, 900 B/s out``; empty where it is not known."""
+    return "" if speed is None else f"{size(round(speed[0]))}/s in, {size(round(speed[1]))}/s out"
 
 
 def ago(seconds: float) -> str:
@@ -203,13 +296,22 @@ def size(count: int) -> str:
 # For programs -------------------------------------------------------------------------------------------------------
 
 
-def document(status: AgentStatus, pods: Pods, now: float) -> dict[str, Any]:
-    """All of it as plain data: the status, with the ``pods`` of each peer, and the ``complaints``."""
+def document(status: AgentStatus, around: World, now: float, speed: Rates | None = None) -> dict[str, Any]:
+    """All of it as plain data: the status, of each peer its ``pods``, its rates in bytes per second and what it is meant to be in
+    the mesh, and the ``complaints``."""
     shown = as_document(status)
     for family, written in zip(status.families, shown["families"], strict=True):
+        written["pods"] = _plain_pods(_of_family(around.pods.get(status.node, ()), family))
         for peer, entry in zip(family.peers, written["peers"], strict=True):
-            entry["pods"] = [{"address": address, "name": name} for address, name in _pods_of(peer, family, pods)]
-    return {**shown, "complaints": complaints(status, now)}
+            received, sent = (speed or {}).get((family.family, peer.name), (None, None))
+            entry["pods"] = _plain_pods(_pods_of(peer, family, around.pods))
+            entry |= {"rx_rate": received, "tx_rate": sent}
+        written["not_encrypted_to"] = dict(around.unusable.get(family.family, {}))
+    return {**shown, "nodes": list(around.nodes), "complaints": complaints(status, now)}
+
+
+def _plain_pods(pods: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"address": address, "name": name} for address, name in pods]
 
 
 # The command --------------------------------------------------------------------------------------------------------
@@ -217,38 +319,65 @@ def document(status: AgentStatus, pods: Pods, now: float) -> dict[str, Any]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
+        "-o",
         "--output",
-        choices=("wide", "json", "yaml"),
-        help="all pods, keys and ranges; or everything for a program (default: a table)",
+        choices=("table", "wide", "json", "yaml"),
+        default="table",
+        help="wide: all pods, keys and ranges; json, yaml: everything, for a program (default: a table)",
     )
+    look.add_arguments(parser, WATCH_SECONDS)
 
 
-def show(directory: Path, pods: Callable[[], Pods], output: str | None) -> int:
-    """Print the mesh as the agent with the state directory ``directory`` knows it; the exit status. ``pods`` may fail by giving
-    nothing."""
+class NothingKnown(Exception):
+    """There is no status to show. The message is one line."""
+
+
+def read(directory: Path) -> AgentStatus:
+    """The status that the agent with this state directory wrote last. Raises NothingKnown."""
     path = directory / STATUS_FILE
     try:
-        status = from_json(path.read_text())
+        return from_json(path.read_text())
     except FileNotFoundError:
-        return _fail(f"{path} is not there: has an agent run here (wgpy agent), with this --state?")
+        raise NothingKnown(f"{path} is not there: has an agent run here (wgpy agent), with this --state?") from None
     except (OSError, ValueError) as error:
-        return _fail(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}")
-    now = time.time()
-    status = up_to_date(status, _device, now)
-    _print(status, pods(), now, output)
-    return IMPERFECT if complaints(status, now) else 0
+        raise NothingKnown(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _print(status: AgentStatus, pods: Pods, now: float, output: str | None) -> None:
-    if output == "json":
-        print(json.dumps(document(status, pods, now), indent=2))
-    elif output == "yaml":
-        print(yaml.safe_dump(document(status, pods, now), sort_keys=False), end="")
-    else:
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console = Console(highlight=False, width=WIDE_WIDTH if output == "wide" else PLAIN_WIDTH)
-        console.print(table(status, pods, now, is_wide=output == "wide"))
+def looks(directory: Path) -> Iterator[tuple[AgentStatus, Rates, float]]:
+    """Look after look: the status with the counters of the moment, the rates, and when that was. Raises NothingKnown."""
+    before = read(directory)
+    last = before.at
+    while True:
+        written, now = read(directory), time.time()
+        after = up_to_date(written, _device, now)
+        yield after, rates(before, after, now - last), now
+        if now - last >= SHORTEST_SECONDS:
+            before, last = after, now
+
+
+def show(directory: Path, ask: Callable[[], World], output: str = "table", watch: float | None = None) -> int:
+    """Print the mesh as the agent with the state directory ``directory`` knows it; the exit status. ``ask`` may fail by giving
+    nothing. ``watch``: again and again, so many seconds apart, until interrupted."""
+    try:
+        return look.show(_looks(directory, ask, output == "wide"), output, watch, WIDE_WIDTH if output == "wide" else PLAIN_WIDTH)
+    except NothingKnown as error:
+        return _fail(str(error))
+
+
+def _looks(directory: Path, ask: Callable[[], World], is_wide: bool) -> Iterator[Look]:
+    around, asked_at = None, 0.0
+    for status, speed, now in looks(directory):
+        if around is None or time.monotonic() - asked_at > WORLD_SECONDS:
+            around, asked_at = ask(), time.monotonic()
+        yield _look(status, around, now, is_wide, speed)
+
+
+def _look(status: AgentStatus, around: World, now: float, is_wide: bool, speed: Rates) -> Look:
+    return Look(
+        lambda _: table(status, around, now, is_wide, speed),
+        lambda: document(status, around, now, speed),
+        IMPERFECT if complaints(status, now) else 0,
+    )
 
 
 def _device(interface: str) -> DeviceSnapshot | None:

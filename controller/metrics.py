@@ -15,7 +15,17 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from controller.status import ENOUGH_ANSWER, AgentStatus, FamilyStatus, Traffic, unready, unstarted
+from controller.model import Family
+from controller.status import (
+    ENOUGH_ANSWER,
+    AgentStatus,
+    Direction,
+    FamilyStatus,
+    LeakStatus,
+    Traffic,
+    unready,
+    unstarted,
+)
 from wgpy.exposition import Answer, Page, alive, metrics, verdict
 
 Row = tuple[Sequence[str], float]
@@ -59,6 +69,7 @@ def series(status: AgentStatus | None) -> Iterator[Metric]:
     yield from _agent(status)
     yield from _source(status)
     yield from _families(status.families, status.at)
+    yield from _leaks(status.leaks or LeakStatus())
     counts = Counter(finding.reason for finding in status.findings if finding.is_warning)
     yield _gauge(
         "findings", "Things found to be wrong, by reason", ["reason"], [((reason,), counts[reason]) for reason in counts]
@@ -82,6 +93,7 @@ def _agent(status: AgentStatus) -> Iterator[Metric]:
         "last_success_seconds", "When a pass last went well, as Unix time; 0 for never", [], [((), status.passed_at or 0)]
     )
     yield _gauge("last_pass_seconds", "How long the last pass took", [], [((), status.pass_seconds or 0)])
+    yield _gauge("ready", "Whether this node has its place in the mesh, as /readyz says", [], [((), unready(status) is None)])
 
 
 def _source(status: AgentStatus) -> Iterator[Metric]:
@@ -145,6 +157,30 @@ def _families(families: Sequence[FamilyStatus], now: float) -> Iterator[Metric]:
             for family in families
             for direction, count in (("inbound", family.refused_inbound), ("outbound", family.refused_outbound))
         ],
+    )
+
+
+def _leaks(leaks: LeakStatus) -> Iterator[Metric]:
+    yield _gauge(
+        "leak_detector_interfaces",
+        "Links that are watched for packets in clear; 0 where nobody looks",
+        [],
+        [((), len(leaks.interfaces))],
+    )
+    packets: Counter[tuple[Family, Direction]] = Counter()
+    for leak in leaks.leaks:
+        packets[leak.family, leak.direction] += leak.packets
+    yield _counter(
+        "leaked_packets",
+        "Packets seen in clear on the underlay that ought to have been encrypted",
+        ["family", "direction"],
+        [((str(family), way.value), packets[family, way]) for family in Family for way in Direction],
+    )
+    yield _counter(
+        "leak_detector_unread_packets",
+        "Packets in clear that came too fast to be looked at",
+        [],
+        [((), leaks.unread)],
     )
 
 

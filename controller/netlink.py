@@ -53,6 +53,7 @@ NLA_F_NESTED = 0x8000
 IFLA_AF_SPEC, IFLA_INET_CONF, IPV4_DEVCONF_RP_FILTER = 26, 1, 8
 IN6_ADDR_GEN_MODE_NONE = 1
 STRICT, LOOSE = 1, 2
+PROBE, IMPOSSIBLE_MTU = "wgpy-probe", 0xFFFFFFFF
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h; Python has no name for it
 SOL_NETLINK, NETLINK_GET_STRICT_CHK, NETLINK_CAP_ACK = 270, 12, 10
 SO_RCVBUFFORCE = 33  # of asm-generic/socket.h; the socket module has no name for it
@@ -149,6 +150,21 @@ class Kernel:
         kind = info.get_attr("IFLA_INFO_KIND") if info is not None else None
         link = Link(is_up=bool(message["flags"] & IFF_UP), mtu=message.get_attr("IFLA_MTU"))
         return FoundLink(message["index"], kind or "", link)
+
+    def can_make(self, kind: str) -> bool:
+        """Whether this kernel has links of a kind, if need be by loading a module. Raises NetlinkRefusal where it does not say.
+
+        It is asked for one that cannot be, for its MTU: it says EOPNOTSUPP where it knows no such kind, and EINVAL where it does.
+        """
+        try:
+            with _refusals(f"look whether the kernel has {kind}"):
+                self._netlink.link("add", ifname=PROBE, kind=kind, mtu=IMPOSSIBLE_MTU)
+        except NetlinkRefusal as refusal:
+            if refusal.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            return refusal.errno == errno.EINVAL
+        self.delete_link(PROBE)  # kernels before 5.0 do not look at the MTU
+        return True
 
     def addresses(self, index: int, family: Family) -> frozenset[InterfaceAddress]:
         with _refusals("read addresses"):

@@ -73,7 +73,9 @@ def expects_address(cluster: Cluster, node: str, family: Family) -> bool:
     """Whether an allocator may be expected to give ``node`` an interface address.
 
     It does not where no pool may be used for tunnels, nor, and that cannot be read anywhere, where calico-node's environment
-    has host encryption or host-local IPAM. Then no other node with a key has an address either.
+    has host encryption or host-local IPAM. Then no other node with a key has an address either. (Where all nodes publish at
+    once and the allocator of each one misses it, nobody expects an address: rare, and to take keys back in a cluster that gives
+    no addresses would open it for a moment at each start.)
     """
     if not any(pool.allows_tunnels and pool.cidr.version == family.value for pool in cluster.pools):
         return False

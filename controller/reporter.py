@@ -5,6 +5,7 @@ not the mesh. What is to be told to others waits in a short queue for a task of 
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import wgpy
+from controller.condition import condition, patch
 from controller.entries import (
     SAMPLE_SECONDS,
     STANDING_SECONDS,
@@ -27,9 +29,19 @@ from controller.entries import (
 from controller.findings import SETTLE_SECONDS, Finding
 from controller.history import History
 from controller.model import Cluster, Family
-from controller.source import Event, Source, SourceError
+from controller.source import Event, Source, SourceError, SourceUnavailable
 from controller.statefiles import StateError, StateFiles
-from controller.status import AgentStatus, FamilyStatus, Seen, SourceStatus, family_status, from_json, to_json
+from controller.status import (
+    HAS_LEFT,
+    AgentStatus,
+    FamilyStatus,
+    LeakStatus,
+    Seen,
+    SourceStatus,
+    family_status,
+    from_json,
+    to_json,
+)
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +51,10 @@ KEEP_SHARE = 100
 
 REMIND_SECONDS = 1800.0
 """A finding that stands is told again so often: Events are forgotten after an hour."""
+
+CONDITION_SECONDS = 5.0
+CONDITION_RENEWAL_SECONDS = 300.0
+"""How often the Node's condition is written: at most, and at least, as it may have been lost with the Node."""
 
 QUEUE_LENGTH = 100
 RETRY_SECONDS = 10.0
@@ -78,6 +94,7 @@ class Reporter:
         self._events: deque[Event] = deque(maxlen=QUEUE_LENGTH)
         self._has_events = asyncio.Event()
         self._is_new = asyncio.Event()
+        self._is_news_for_condition = asyncio.Event()
 
     @property
     def status(self) -> AgentStatus | None:
@@ -106,7 +123,7 @@ class Reporter:
     def left(self) -> None:
         """The node has left the mesh: so says the status, too, until an agent has more to say."""
         now = time.time()
-        families = tuple(FamilyStatus(family, rest="this node has left the mesh (wgpy leave)") for family in Family)
+        families = tuple(FamilyStatus(family, rest=HAS_LEFT) for family in Family)
         source = self.source_status()
         status = replace(self._status, at=now, source=source, passes=1, passed_at=now, families=families)
         try:
@@ -123,6 +140,7 @@ class Reporter:
         findings: Sequence[Finding],
         seconds: float,
         is_success: bool,
+        leaks: LeakStatus | None = None,
     ) -> None:
         """A pass is over that took ``seconds``: take note. May be called in a thread; :meth:`wake` is to follow in the loop's."""
         now = time.time()
@@ -142,6 +160,7 @@ class Reporter:
             pass_seconds=seconds,
             families=tuple(families),
             findings=tuple(findings),
+            leaks=leaks,
         )
         entries = changes(before, self._status)
         self._before = self._status
@@ -152,13 +171,26 @@ class Reporter:
     def wake(self) -> None:
         """Pass on what :meth:`conclude` has noted."""
         self._is_new.set()
+        self._is_news_for_condition.set()
         self._has_events.set()
 
     async def run(self) -> None:
-        """Write the status down, and tell the Events, until cancelled."""
+        """Write the status down, tell the Events, and keep the Node's condition, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep())
             tasks.create_task(self._tell())
+            tasks.create_task(self._keep_condition())
+
+    async def take_back(self) -> None:
+        """This node leaves the mesh: take the condition off the Node, and tell of it."""
+        try:
+            await self._source.merge_status(self._status.node, patch(None, 0.0, 0.0))
+        except SourceError as error:
+            log.warning("the Node's condition stays: %s", error)
+        try:
+            await self._source.tell(self._status.node, Event("WireGuardLeft", HAS_LEFT, is_warning=False))
+        except SourceError as error:
+            log.warning("there is no Event of it: %s", error)
 
     # The parts
 
@@ -226,6 +258,29 @@ class Reporter:
                 log.warning("%s", error)
             await asyncio.sleep(max(KEEP_SECONDS, KEEP_SHARE * (time.monotonic() - began)))
 
+    async def _keep_condition(self) -> None:
+        said, is_said, since, complaint = None, False, 0.0, ""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CONDITION_RENEWAL_SECONDS):
+                    while not self._status.passes or (is_said and condition(self._status) == said):
+                        await self._is_news_for_condition.wait()
+                        self._is_news_for_condition.clear()
+            if not self._status.passes:
+                continue
+            now, wanted = time.time(), condition(self._status)
+            if said is None or wanted is None or wanted.is_true != said.is_true:
+                since = now
+            try:
+                await self._source.merge_status(self._status.node, patch(wanted, now, since))
+                said, is_said, complaint = wanted, True, ""
+            except SourceError as error:
+                if not isinstance(error, SourceUnavailable) and str(error) != complaint:
+                    log.warning("cannot write the Node's condition: %s", error)
+                complaint, is_said = str(error), False
+                await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(CONDITION_SECONDS)
+
     async def _tell(self) -> None:
         while True:
             await self._has_events.wait()
@@ -240,11 +295,27 @@ class Reporter:
                     await asyncio.sleep(RETRY_SECONDS)
 
 
-def _events(entries: Iterable[Entry]) -> list[Event]:
-    return [
+MOST_NAMES = 5
+
+
+def _events(entries: Sequence[Entry]) -> list[Event]:
+    leaks = [one for one in entries if one.kind == Kind.LEAK.value]
+    return ([_leak_event(leaks)] if leaks else []) + [
         Event(
             _TOLD[one.kind], " ".join(f"{name}={value}" for name, value in one.fields.items()) or one.kind, one.kind in _WARNINGS
         )
         for one in entries
         if one.kind in _TOLD
     ]
+
+
+def _leak_event(leaks: Sequence[Entry]) -> Event:
+    """One for all of them: where routes are gone, every peer is concerned."""
+    packets = sum(one.fields["packets"] for one in leaks)
+    peers = sorted({str(one.fields["peer"]) for one in leaks})
+    names = ", ".join(peers[:MOST_NAMES]) + (f" and {len(peers) - MOST_NAMES} more" if len(peers) > MOST_NAMES else "")
+    message = (
+        f"{packets} packets between pods of this node and of {names} were seen in clear on the wire, which ought to have been "
+        f"encrypted (such as {leaks[0].fields.get('example', '?')}): wgpy doctor, here and there, says what is wrong"
+    )
+    return Event("WireGuardLeak", message, is_warning=True)

@@ -34,6 +34,9 @@ UNANSWERED_BYTES = 3 * 148
 ENOUGH_ANSWER = 0.5
 """The share of the peers in use that have to answer if this node is to be called ready."""
 
+HAS_LEFT = "this node has left the mesh (wgpy leave)"
+NOT_ENABLED = "not enabled in FelixConfiguration"
+
 _FORMAT = 1
 
 
@@ -73,7 +76,8 @@ class FamilyStatus:
 
     ``rest`` is why it takes no part in the mesh, None if it does; ``waits_for`` what is missing before it can; ``failure`` what
     went wrong in the last pass. ``announced`` is the key that the cluster shows for this node, ours or not;
-    ``contest`` says who else keeps writing it. ``refused_*`` are packets that strict mode has turned away so far.
+    ``contest`` says who else keeps writing it. ``refused_*`` are packets that strict mode has turned away so far. ``ranges`` are
+    this node's own.
     """
 
     family: Family
@@ -91,6 +95,7 @@ class FamilyStatus:
     has_data_plane: bool = False
     refused_inbound: int = 0
     refused_outbound: int = 0
+    ranges: tuple[str, ...] = ()
     peers: tuple[PeerStatus, ...] = ()
 
     @property
@@ -115,10 +120,41 @@ class SourceStatus:
     errors: int = 0
 
 
+class Direction(Enum):
+    """Which way a packet went, as this node sees it."""
+
+    INBOUND = "inbound"
+    OUTBOUND = "outbound"
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """Packets between pods of this node and of ``peer`` that were seen in clear and ought to have been encrypted: how many since
+    the agent's start, and when the last one was counted (seconds since 1970). ``example`` describes the first, in one line."""
+
+    family: Family
+    peer: str
+    direction: Direction
+    packets: int
+    at: float
+    example: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LeakStatus:
+    """The leak detector (:mod:`controller.leaks`). ``interfaces`` are those it watches; ``why`` it watches none, or not all that
+    it was to, None where nothing is wrong. ``unread`` packets came faster than it looks at them: they are in no count."""
+
+    interfaces: tuple[str, ...] = ()
+    why: str | None = None
+    unread: int = 0
+    leaks: tuple[Leak, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class AgentStatus:
     """The agent at one moment, ``at`` seconds since 1970. ``passed_at`` is when a pass last went well; passes and failures count
-    from the agent's start."""
+    from the agent's start. ``leaks`` is None where nobody has asked for the leak detector."""
 
     at: float
     node: str
@@ -133,6 +169,7 @@ class AgentStatus:
     pass_seconds: float | None = None
     families: tuple[FamilyStatus, ...] = ()
     findings: tuple[Finding, ...] = ()
+    leaks: LeakStatus | None = None
 
     def of(self, family: Family) -> FamilyStatus | None:
         return next((status for status in self.families if status.family is family), None)
@@ -174,6 +211,7 @@ def family_status(
 ) -> FamilyStatus:
     """The status of one family of ``node``. ``before`` is the last one: only a comparison shows who has fallen silent. ``owners``
     spares what is costly in a large cluster, if the caller has it already."""
+    ranges = _ranges(prefix_owners(cluster, family, node) if owners is None else owners)
     own = cluster.nodes[node].of(family) if node in cluster.nodes else None
     announced = own.public_key if own else None
     address = own.interface_address if own else None
@@ -193,7 +231,8 @@ def family_status(
         has_data_plane=seen.snapshot is not None,
         refused_inbound=seen.refused_inbound,
         refused_outbound=seen.refused_outbound,
-        peers=tuple(_peers(cluster, family, node, seen, before, owners)),
+        ranges=_texts(ranges.get(node, ())),
+        peers=tuple(_peers(cluster, family, node, seen, before, ranges)),
     )
 
 
@@ -225,9 +264,8 @@ def _peers(
     node: str,
     seen: Seen,
     before: FamilyStatus | None,
-    owners: Mapping[Prefix, str] | None,
+    ranges: Mapping[str, Sequence[Prefix]],
 ) -> Iterable[PeerStatus]:
-    ranges = _ranges(prefix_owners(cluster, family, node) if owners is None else owners)
     previous = {peer.name: peer for peer in before.peers} if before else {}
     device = {peer.config.public_key: peer for peer in seen.snapshot.peers} if seen.snapshot else {}
     refusals = select_peers(cluster, family, Identity(node, NO_KEY, seen.public_key or NO_KEY)).refusals
@@ -371,6 +409,7 @@ def from_json(text: str) -> AgentStatus:
             {
                 **family,
                 "family": Family(family["family"]),
+                "ranges": tuple(family.get("ranges", ())),
                 "peers": tuple(
                     PeerStatus(**{**peer, "traffic": Traffic(peer["traffic"]), "ranges": tuple(peer["ranges"])})
                     for peer in family["peers"]
@@ -382,10 +421,19 @@ def from_json(text: str) -> AgentStatus:
             "source": SourceStatus(**document["source"]),
             "families": tuple(FamilyStatus(**family) for family in families),
             "findings": tuple(Finding(**finding) for finding in document["findings"]),
+            "leaks": _leaks(document.get("leaks")),
         }
         return AgentStatus(**{**document, **parts})
     except (TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"not a status: {error}") from None
+
+
+def _leaks(document: Any) -> LeakStatus | None:
+    if document is None:
+        return None
+    leaks = [{**one, "family": Family(one["family"]), "direction": Direction(one["direction"])} for one in document["leaks"]]
+    found = tuple(Leak(**one) for one in leaks)
+    return LeakStatus(**{**document, "interfaces": tuple(document["interfaces"]), "leaks": found})
 
 
 def _plain(value: Any) -> Any:

@@ -7,11 +7,15 @@ whatever private key it loads); ``cryptography`` can encrypt into a buffer, and 
 """
 
 import hmac
+from collections.abc import Callable
 from hashlib import blake2s
+from struct import Struct
 
 import nacl.bindings as sodium
 from cryptography.exceptions import InvalidTag as InvalidTag  # what an AEAD raises when authentication fails
+from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from nacl.exceptions import CryptoError
 
 from noise.constants import KEY_LENGTH, MAC_LENGTH
@@ -50,9 +54,8 @@ def mac(key: bytes, data: bytes) -> bytes:
     return blake2s(data, key=key, digest_size=MAC_LENGTH).digest()
 
 
-def equal(a: bytes, b: bytes) -> bool:
-    """Compare MACs, or other secrets, in time that does not depend on where they differ."""
-    return hmac.compare_digest(a, b)
+equal = hmac.compare_digest
+"""``equal(a, b)``: compare MACs, or other secrets, in time that does not depend on where they differ."""
 
 
 def hmac_(key: bytes, data: bytes) -> bytes:
@@ -125,3 +128,26 @@ def xaead_unseal(key: bytes, nonce: bytes, sealed: bytes, authenticated: bytes) 
         return sodium.crypto_aead_xchacha20poly1305_ietf_decrypt(sealed, authenticated, nonce, key)
     except CryptoError:
         return None
+
+
+def xaead_sealer(key: bytes, start: bytes) -> Callable[[bytes, bytes, bytes], bytes]:
+    """:func:`xaead_seal` for many messages, whose nonces all begin with the 16 bytes of ``start``, at a fifth of its cost.
+
+    The function returned takes 4 zero bytes and the 8 of the nonce that follow; then plaintext and authenticated.
+    """
+    return ChaCha20Poly1305(_hchacha20(key, start)).encrypt
+
+
+_WORDS = Struct("<16I")
+_CHACHA20_CONSTANT = b"expand 32-byte k"
+
+
+def _hchacha20(key: bytes, start: bytes) -> bytes:
+    """HChaCha20 (draft-irtf-cfrg-xchacha, 2.2): words of ChaCha20's state after its rounds, but without what its block adds last.
+
+    Neither library has it by itself; so take the block, and take away what was added: the state before the rounds.
+    """
+    block = Cipher(ChaCha20(key, start), None).encryptor().update(bytes(64))
+    before = _CHACHA20_CONSTANT + key + start
+    after = [(word - added) % 2**32 for word, added in zip(_WORDS.unpack(block), _WORDS.unpack(before), strict=True)]
+    return Struct("<8I").pack(*after[:4], *after[12:])

@@ -18,7 +18,7 @@ from math import inf
 from noise import crypto
 from tun.offload import packets_of
 from wgpy.config import DEFAULT_MTU, NO_KEY, Endpoint, Prefix, SetDevice, SetPeer
-from wgpy.core.device import Device, Way, as_it_came
+from wgpy.core.device import Device, Outputs, Way, as_it_came
 from wgpy.core.peer import Peer
 
 LATENCY = 0.01
@@ -57,7 +57,7 @@ def kind_of(datagram: bytes) -> str:
     return KINDS.get(datagram[0], "unknown")
 
 
-class Host:
+class Host(Outputs):
     """A device and its place in the simulated network."""
 
     def __init__(self, sim: Sim, name: str, number: int, mtu: int) -> None:
@@ -75,6 +75,8 @@ class Host:
         """What the device sent last, call by call."""
         self.takes_sends = True
         """What ``send`` answers: whether the socket takes a train."""
+        self.receives_many = False
+        """Whether datagrams are received as under load."""
         self.way: Callable[[Endpoint, bytes], Way] = as_it_came
         """What the device is told of the way to an endpoint."""
         self.refused: list[bytes] = []
@@ -90,7 +92,7 @@ class Host:
             wall_clock=lambda: int((sim.now + sim.epoch) * 1e9),
             mtu=self.mtu,
             way=lambda endpoint, arrival: self.way(endpoint, arrival),
-            unreachable=lambda packet, now: self.refused.append(bytes(packet)),
+            unreachable=self._refuse,
         )
         device.apply([SetDevice(private_key=self.private_key, listen_port=51820)], sim.now)
         device.up(sim.now)
@@ -117,6 +119,10 @@ class Host:
     def packets(self) -> list[bytes]:
         """What the device wrote to its TUN, without virtio headers: superpackets are uncut."""
         return [write[10:] for write in self.writes]
+
+    def _refuse(self, packet: memoryview, now: float) -> None:
+        assert now == self.sim.now
+        self.refused.append(bytes(packet))
 
     # what a test does to it
 
@@ -153,8 +159,11 @@ class Host:
     def receive(self, datagrams: bytes, segment: int, endpoint: Endpoint, ecn: int = 0) -> None:
         """Datagrams arrive, as one UDP_GRO burst if there are several."""
         inbound = self.device.inbound
-        inbound.buffer[: len(datagrams)] = datagrams
-        inbound.datagrams_received(len(datagrams), segment, endpoint, b"", ecn, self.sim.now)
+        if self.receives_many:
+            inbound.many_received([(memoryview(datagrams), segment, endpoint, b"", ecn)], self.sim.now)
+        else:
+            inbound.buffer[: len(datagrams)] = datagrams
+            inbound.datagrams_received(len(datagrams), segment, endpoint, b"", ecn, self.sim.now)
         inbound.flush()
         while self.device.has_messages:
             self.device.handle_messages(16, self.sim.now)

@@ -95,7 +95,7 @@ def test_the_verbs_of_the_extras_are_found(python: Path) -> None:
         "print(*sorted(set(point.name for point in entry_points(group='wgpy.commands'))))\n"
     )
 
-    assert run(str(python), "-c", program) == "agent demo leave mesh report\n"
+    assert run(str(python), "-c", program) == "agent completion dashboard demo doctor leave mesh report top verify\n"
 
 
 def test_the_pure_ring_loads_no_device_and_no_loop(python: Path) -> None:

@@ -173,8 +173,8 @@ class LinkMonitor:
                 return _read_link(queries, name)
 
         is_up, mtu, index = in_namespace_of(self._fd, ask)
-        if not is_up:
-            _takes_packets(self._fd)  # the kernel tells only those of a change who have asked before it
+        # The kernel tells only those of a change who have asked before it. If it has come up meanwhile, nobody will be told.
+        is_up = is_up or _takes_packets(self._fd)
         return is_up, mtu, index
 
 

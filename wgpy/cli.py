@@ -13,6 +13,7 @@ Exit status: 0; 1 when it could not be done; 2 when it was asked wrongly. Errors
 import argparse
 import json
 import os
+import shlex
 import socket
 import stat
 import sys
@@ -341,6 +342,12 @@ def drop_in(arguments: list[str]) -> int:
     from wgpy.daemon.privileges import restrict
 
     interface = _interface_name(options.interface)
+    if meant := _misspelt(interface):
+        print(
+            f"wgpy: {interface} is no command, so it becomes an interface; did you mean wgpy {meant}? "
+            f"To take it away: ip link delete {interface}",
+            file=sys.stderr,
+        )
     restrict()  # before anything is loaded that may start a thread
     from wgpy.daemon import run
 
@@ -365,10 +372,22 @@ def run(arguments: list[str]) -> int:
 
 
 def _listen_address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    # Kubernetes puts an IPv6 address without brackets into a command line: $(HOST_IP):9586.
+    bracketed = f"[{host}]:{port}" if ":" in host and not host.startswith("[") else text
     try:
-        return str(parse_endpoint(text))
+        return str(parse_endpoint(bracketed))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a numeric address and a port, such as 127.0.0.1:9586") from None
+
+
+def _misspelt(name: str) -> str | None:
+    """The command that somebody meant who wrote this. Names of interfaces mostly have a digit, which no command has."""
+    if not name.isalpha():
+        return None
+    from difflib import get_close_matches
+
+    return "--version" if name == "version" else next(iter(get_close_matches(name, [*VERBS, *COMMANDS], 1, 0.75)), None)
 
 
 def _interface_name(name: str) -> str:
@@ -392,9 +411,14 @@ VERBS: dict[str, Verb] = {
 COMMANDS = {
     "agent": "the node agent: follow the cluster and configure the data plane",
     "leave": "take this node out of the mesh, once its peers no longer send to it",
-    "mesh": "this node's peers, the pods behind each, and what becomes of packets to them",
+    "mesh": "every node, the pods behind it, and what becomes of packets; mesh graph draws it",
+    "top": "who talks with this node right now, the busiest peers first",
+    "doctor": "what is wrong on this node, why it matters, and the command that mends it",
+    "verify": "proof that pods' packets are encrypted: marked ones, and a look at the wire",
+    "completion": "a script that completes this command line in bash, zsh or fish",
     "demo": "a cluster on this machine, in network namespaces",
-    "report": "signed reports on what was encrypted, for PCI DSS, HIPAA and the GDPR, and their check",
+    "dashboard": "the whole mesh on a web page: who encrypts to whom, how much, and what is wrong",
+    "report": "signed reports of what was encrypted (PCI DSS, HIPAA, GDPR), and their check",
 }
 """The verbs that entry points carry, for the help; the entry point itself is found when it is called."""
 
@@ -412,7 +436,8 @@ def _command(name: str, arguments: list[str]) -> int:
         if not found[0].extras or (error.name or "").partition(".")[0] == found[0].module.partition(".")[0]:
             raise
         extra = ",".join(found[0].extras)
-        raise CommandError(f"needs the extra {extra!r} ({error.name} is missing): pip install 'wgpy[{extra}]'") from None
+        pip = f"{shlex.quote(sys.executable)} -m pip"  # of the environment that we are in, which needs not be in PATH
+        raise CommandError(f"needs the extra {extra!r} ({error.name} is missing): {pip} install 'wgpy[{extra}]'") from None
     return function(arguments)
 
 

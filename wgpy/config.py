@@ -9,9 +9,11 @@ Numbers, addresses and prefixes are read here, by rules as strict as those of Go
 whoever reads them (UAPI, configuration files, command lines) accepts the same.
 """
 
+import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import FrozenInstanceError, dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import TYPE_CHECKING, Never, Self
 
 Prefix = IPv4Network | IPv6Network
 """An allowed IP: a network whose host bits are zero."""
@@ -27,32 +29,71 @@ DEFAULT_MTU = 1420
 """Bytes. 1500 less 40 (IPv6), 8 (UDP) and 32 (transport data): protocol 1.1."""
 
 
-@dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A peer's UDP address. ``host`` is a numeric address, ``scope_id`` an interface index for link-local IPv6."""
+    """A peer's UDP address. ``host`` is a numeric address, ``scope_id`` an interface index for link-local IPv6.
+
+    It is frozen, and has its parts in three forms, of which each is made when it is first asked for: in a flood of handshakes
+    every datagram has an endpoint of its own, and few are looked into.
+    """
+
+    __slots__ = ("address", "host", "packed", "port", "scope_id", "sockaddr")
 
     host: str
     port: int
-    scope_id: int = 0
-    sockaddr: tuple[str, int] | tuple[str, int, int, int] = field(init=False, repr=False, compare=False)
-    """The address as :mod:`socket` takes it. Made once: every send wants it."""
-    address: bytes = field(init=False, repr=False, compare=False)
+    scope_id: int
+    sockaddr: tuple[str, int] | tuple[str, int, int, int]
+    """The address as :mod:`socket` takes it."""
+    packed: bytes
+    """The address as the kernel has it, struct sockaddr_in or sockaddr_in6: 16 or 28 bytes."""
+    address: bytes
     """The host as an IP header has it: 4 or 16 bytes in network order."""
 
-    def __post_init__(self) -> None:
-        ipv6 = ":" in self.host
-        sockaddr = (self.host, self.port, 0, self.scope_id) if ipv6 else (self.host, self.port)
-        object.__setattr__(self, "sockaddr", sockaddr)
-        object.__setattr__(self, "address", ip_address(self.host).packed)
+    def __init__(self, host: str, port: int, scope_id: int = 0) -> None:
+        _set_host(self, host)
+        _set_port(self, port)
+        _set_scope_id(self, scope_id)
+
+    @classmethod
+    def unpacked(cls, packed: bytes) -> Self:
+        """The endpoint that the kernel means by a struct sockaddr_in or sockaddr_in6, whose flow label is 0."""
+        made = cls.__new__(cls)
+        _set_packed(made, packed)
+        return made
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            """What was not asked for before."""
+            make = _MAKERS.get(name)
+            if make is None:
+                raise AttributeError(name)
+            value = make(self)
+            Endpoint.__dict__[name].__set__(self, value)
+            return value
+
+    def __setattr__(self, name: str, value: object) -> Never:
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    def __delattr__(self, name: str) -> Never:
+        raise FrozenInstanceError(f"cannot delete field {name!r}")
 
     @property
     def is_ipv6(self) -> bool:
         return len(self.sockaddr) == 4
 
-    @property
-    def packed(self) -> bytes:
-        """Address (4 or 16 bytes) and port (2 bytes) in network order: what a cookie is bound to."""
-        return self.address + self.port.to_bytes(2)
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Endpoint):
+            return NotImplemented
+        return (self.host, self.port, self.scope_id) == (other.host, other.port, other.scope_id)
+
+    def __hash__(self) -> int:
+        return hash((self.host, self.port, self.scope_id))
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, int, int]]:
+        return type(self), (self.host, self.port, self.scope_id)
+
+    def __repr__(self) -> str:
+        return f"Endpoint(host={self.host!r}, port={self.port!r}, scope_id={self.scope_id!r})"
 
     def __str__(self) -> str:
         """``192.0.2.1:51820``, ``[2001:db8::1]:51820`` or ``[fe80::1%3]:51820``."""
@@ -60,6 +101,53 @@ class Endpoint:
             return f"{self.host}:{self.port}"
         zone = f"%{self.scope_id}" if self.scope_id else ""
         return f"[{self.host}{zone}]:{self.port}"
+
+
+_set_host = Endpoint.__dict__["host"].__set__
+_set_port = Endpoint.__dict__["port"].__set__
+_set_scope_id = Endpoint.__dict__["scope_id"].__set__
+_set_packed = Endpoint.__dict__["packed"].__set__
+
+# struct sockaddr_in and sockaddr_in6: the family and the scope are in the byte order of the host, the rest in that of the network
+_AF_INET, _AF_INET6 = ((2).to_bytes(2, sys.byteorder), (10).to_bytes(2, sys.byteorder))
+_IPV4_SIZE = 16
+
+
+def _packed(endpoint: Endpoint) -> bytes:
+    port = endpoint.port.to_bytes(2)
+    if endpoint.is_ipv6:
+        return _AF_INET6 + port + bytes(4) + endpoint.address + endpoint.scope_id.to_bytes(4, sys.byteorder)
+    return _AF_INET + port + endpoint.address + bytes(8)
+
+
+def _address(endpoint: Endpoint) -> bytes:
+    """Out of whichever form there is."""
+    try:
+        packed: bytes = _packed_slot(endpoint)
+    except AttributeError:
+        return ip_address(endpoint.host).packed
+    return packed[4:8] if len(packed) == _IPV4_SIZE else packed[8:24]
+
+
+def _sockaddr(endpoint: Endpoint) -> tuple[str, int] | tuple[str, int, int, int]:
+    host = endpoint.host
+    return (host, endpoint.port, 0, endpoint.scope_id) if ":" in host else (host, endpoint.port)
+
+
+def _scope_id(endpoint: Endpoint) -> int:
+    packed = endpoint.packed
+    return 0 if len(packed) == _IPV4_SIZE else int.from_bytes(packed[24:], sys.byteorder)
+
+
+_packed_slot = Endpoint.__dict__["packed"].__get__
+_MAKERS: dict[str, Callable[[Endpoint], object]] = {
+    "packed": _packed,
+    "address": _address,
+    "host": lambda endpoint: str(ip_address(endpoint.address)),
+    "port": lambda endpoint: int.from_bytes(endpoint.packed[2:4]),
+    "scope_id": _scope_id,
+    "sockaddr": _sockaddr,
+}
 
 
 @dataclass(frozen=True, slots=True)

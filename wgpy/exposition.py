@@ -4,7 +4,8 @@ The data plane and the agent both have it. It is served from the process's own e
 somebody asks. So an answer of any kind is the proof that the loop goes round, and ``/healthz`` needs no more than that.
 
 A :class:`Server` has a page for each path. One request, one answer, and the connection is closed: who is slow, silent or
-speaks nonsense keeps nobody waiting, and is hung up on after REQUEST_TIMEOUT.
+speaks nonsense keeps nobody waiting, and is hung up on after REQUEST_TIMEOUT. There are MOST_CONNECTIONS at once: where there is
+no room, whoever has been there longest makes it, so that strangers cannot take the descriptors that the process needs itself.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT = 10.0
+MOST_CONNECTIONS = 64
 MAX_HEADERS = 100
 """Lines of a request that are read before its answer, and no more."""
 
@@ -68,6 +70,8 @@ class Server:
         host, _, port = address.rpartition(":")
         self._host, self._port = host.strip("[]"), int(port)
         self._pages = pages
+        self._open: dict[asyncio.Task[None], None] = {}
+        """The task of each connection, the oldest first."""
 
     async def start(self) -> None:
         """Raises OSError if the address cannot be bound."""
@@ -82,20 +86,37 @@ class Server:
         self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, ValueError, TimeoutError):
-            async with asyncio.timeout(REQUEST_TIMEOUT):
-                request = await reader.readline()
-                for _ in range(MAX_HEADERS):
-                    if not (await reader.readline()).strip():
-                        break
-                answer = await self._answer(request)
-                head = (
-                    f"HTTP/1.1 {answer.status.value} {answer.status.phrase}\r\nContent-Type: {answer.content_type}\r\n"
-                    f"Content-Length: {len(answer.body)}\r\nConnection: close\r\n\r\n"
-                )
-                writer.write(head.encode() + answer.body)
-                await writer.drain()
+        task = asyncio.current_task()
+        assert task is not None
+        while len(self._open) >= MOST_CONNECTIONS:
+            oldest = next(iter(self._open))
+            del self._open[oldest]
+            oldest.cancel()
+        self._open[task] = None
+        try:
+            with contextlib.suppress(OSError, ValueError, TimeoutError):
+                async with asyncio.timeout(REQUEST_TIMEOUT):
+                    await self._converse(reader, writer)
+        finally:
+            self._open.pop(task, None)
+            writer.transport.abort()  # of what is closed already nothing is left; else it would wait for who does not read
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One request, its answer to the last byte, and the end."""
+        request = await reader.readline()
+        for _ in range(MAX_HEADERS):
+            if not (await reader.readline()).strip():
+                break
+        answer = await self._answer(request)
+        if writer.is_closing():
+            return
+        head = (
+            f"HTTP/1.1 {answer.status.value} {answer.status.phrase}\r\nContent-Type: {answer.content_type}\r\n"
+            f"Content-Length: {len(answer.body)}\r\nConnection: close\r\n\r\n"
+        )
+        writer.write(head.encode() + answer.body)
         writer.close()
+        await writer.wait_closed()
 
     async def _answer(self, request: bytes) -> Answer:
         """To the first line of a request. A query does not matter."""

@@ -11,7 +11,7 @@ and the SHA-256 of the line, with which a line is found again after the file has
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -337,7 +337,13 @@ def _of_record(line: Timeline) -> Iterable[_Sentence]:
 def _of_encryption(line: Timeline) -> Iterable[_Sentence]:
     for family in sorted({family for family, _ in line.pairs}):
         pairs = {peer: spans for (of, peer), spans in line.pairs.items() if of == family}
-        whole = [peer for peer, spans in pairs.items() if {span.value for span in spans} - {UNKNOWN} == {ENCRYPTED}]
+        whole = [
+            peer
+            for peer, spans in pairs.items()
+            if {span.value for span in spans} - {UNKNOWN} == {ENCRYPTED}
+            and not _unknown_besides(line, spans)
+            and (family, peer) not in line.leaked
+        ]
         yield _say(
             line,
             Topic.ENCRYPTED,
@@ -365,14 +371,26 @@ def _of_pair(line: Timeline, family: str, peer: str, spans: Sequence[Span]) -> I
             f"({share(_total(spans, CLEAR), _length(spans) - _total(spans, UNKNOWN))} of what is recorded): {_reasons(clear)}."
         )
         yield _say(line, Topic.CLEAR, Outcome.AGAINST, text, _items(clear))
-    unheard = {span.why for span in line.recorded if span.value == UNKNOWN}
-    unknown = [span for span in spans if span.value == UNKNOWN and span.why not in unheard]
-    if unknown:
+    if unknown := _unknown_besides(line, spans):
         text = (
             f"{family}: what became of packets from {line.node} to the pods of {peer} is not known for "
             f"{duration(_length(unknown))} though the agent was there: {_reasons(unknown)}."
         )
         yield _say(line, Topic.CLEAR, Outcome.UNKNOWN, text, _items(unknown))
+
+
+def _unknown_besides(line: Timeline, spans: Iterable[Span]) -> list[Span]:
+    """When it is not known what became of a pair though there is a record. Times decide, not reasons: a gap of the record and the
+    time before a peer was first heard of may have the same."""
+    unknown = [span for span in spans if span.value == UNKNOWN]
+    for gap in (span for span in line.recorded if span.value == UNKNOWN):
+        pieces = (
+            piece
+            for span in unknown
+            for piece in (replace(span, end=min(span.end, gap.start)), replace(span, start=max(span.start, gap.end)))
+        )
+        unknown = [piece for piece in pieces if piece.length > 0]
+    return unknown
 
 
 def _of_refusals(line: Timeline) -> Iterable[_Sentence]:
@@ -463,10 +481,13 @@ def _of_leaks(line: Timeline) -> Iterable[_Sentence]:
         text = f"The leak detector did not run on {line.node}: that no leak was seen there means nothing."
         yield _say(line, Topic.LEAKS, Outcome.UNKNOWN, text)
     else:
-        outcome = Outcome.SUPPORTS if watched == recorded else Outcome.UNKNOWN
+        spans = [span for span in line.detector if span.value == ON]
+        partial = [span for span in spans if span.why]
+        outcome = Outcome.SUPPORTS if watched == recorded and not partial else Outcome.UNKNOWN
+        tail = f", but not all of it for {duration(_length(partial))}: {_reasons(partial)}" if partial else ""
         spoken = share(watched, recorded)
-        text = f"The leak detector watched the wire of {line.node} for {spoken} of the recorded time and saw no leak."
-        yield _say(line, Topic.LEAKS, outcome, text, _items(span for span in line.detector if span.value == ON))
+        text = f"The leak detector watched the wire of {line.node} for {spoken} of the recorded time and saw no leak{tail}."
+        yield _say(line, Topic.LEAKS, outcome, text, _items(spans))
 
 
 def _of_configuration(line: Timeline) -> Iterable[_Sentence]:

@@ -213,7 +213,10 @@ def verify(document: bytes, trusted: Sequence[PublicKey]) -> Verified:
 
 
 def _is_known(key: str, made_at: str, handovers: Sequence[Mapping[str, str]], trusted: Sequence[PublicKey]) -> bool:
-    """Whether the reader trusts the key for this time, or one that has handed over to it before."""
+    """Whether the reader trusts the key for this time, or one that has handed over to it before.
+
+    A key that the reader knows to have ended vouches for nobody: its heir stands in the same list, and whoever has got hold of a
+    retired key could name another one."""
     if any(one.key == key and one.covers(made_at) for one in trusted):
         return True
     followed, heirs = key, {handover["new"]: handover for handover in handovers}
@@ -222,7 +225,7 @@ def _is_known(key: str, made_at: str, handovers: Sequence[Mapping[str, str]], tr
         if handover is None or handover["at"] > made_at:
             return False
         followed = handover["old"]
-        if any(one.key == followed for one in trusted):
+        if any(one.key == followed and one.until is None for one in trusted):
             return True
     return False
 

@@ -14,7 +14,7 @@ Times are whole milliseconds since 1970, as in the file.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -110,7 +110,8 @@ class Volume:
 @dataclass(frozen=True, slots=True)
 class Timeline:
     """What is known of a node from ``start`` to ``end``. Spans cover the whole period; those of pairs only the time the peer was
-    there. ``keys`` are by family and peer, "" for the node's own; ``happened`` has the lines of each kind within the period."""
+    there. ``keys`` are by family and peer, "" for the node's own; ``happened`` has the lines of each kind within the period;
+    ``leaked`` are the pairs, by family and peer, of which packets were seen in clear."""
 
     node: str
     start: int
@@ -123,6 +124,7 @@ class Timeline:
     keys: dict[tuple[str, str], tuple[KeySpan, ...]]
     volumes: dict[str, Volume]
     happened: dict[str, tuple[int, ...]]
+    leaked: frozenset[tuple[str, str]]
 
 
 def timeline(record: Record, start: int, end: int) -> Timeline:
@@ -139,6 +141,7 @@ def timeline(record: Record, start: int, end: int) -> Timeline:
         if spans := _overlaid(spans, [span for span in recorded if span.value == UNKNOWN]):
             pairs[family, peer] = tuple(_merged(spans))
     gaps = [span for span in recorded if span.value == UNKNOWN]
+    happened = _happened(record.items, start, end)
 
     def known(points: Sequence["_Point"]) -> tuple[Span, ...]:
         return tuple(_merged(_overlaid(_spans(points, start, end, UNKNOWN), gaps)))
@@ -154,7 +157,8 @@ def timeline(record: Record, start: int, end: int) -> Timeline:
         known([_Point(0, OFF, "", ()), *replay.detector]),
         {subject: tuple(held) for subject, found in sorted(replay.keys.items()) if (held := _within(found, start, end))},
         {family: _volume(samples, start, end) for family, samples in sorted(replay.samples.items())},
-        _happened(record.items, start, end),
+        happened,
+        frozenset(_leaked(record.items, happened.get(Kind.LEAK.value, ()))),
     )
 
 
@@ -407,6 +411,12 @@ def _happened(items: Sequence[Item], start: int, end: int) -> dict[str, tuple[in
         if item.entry is not None and start <= _milliseconds(item.entry.at) <= end:
             happened[item.entry.kind].append(index)
     return {kind: tuple(indices) for kind, indices in happened.items()}
+
+
+def _leaked(items: Sequence[Item], indices: Iterable[int]) -> Iterator[tuple[str, str]]:
+    for entry in (items[index].entry for index in indices):
+        if entry is not None:
+            yield str(entry.fields.get("family")), str(entry.fields.get("peer"))
 
 
 def _milliseconds(seconds: float) -> int:

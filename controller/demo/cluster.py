@@ -13,6 +13,7 @@ for their peers and the kernel for its routes. Neither proves encryption. The ca
 import base64
 import itertools
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,22 @@ PODS_PER_NODE = 2
 MAX_NODES = 20  # with more, two cores do not get through every pair of them in three minutes
 
 INTERFACE = {4: "wireguard.caliu", 6: "wg-v6.caliu"}
+
+AGENT_STATE = "agent"  # in the directory of the node
+
+COMMAND = """\
+#!/bin/sh
+# wgpy on a node of this run: what asks about the mesh is told where its cluster and its agent are.
+export PYTHONPATH={packages}${{PYTHONPATH:+:$PYTHONPATH}}
+verb=${{1-}} graph=
+case $verb in
+leave|mesh|top|doctor|verify)
+    shift
+    [ "$verb ${{1-}}" != "mesh graph" ] || {{ shift; graph=graph; }}
+    exec {python} -P -m wgpy "$verb" $graph --directory {cluster} --node "$NODENAME" --state {agent} "$@" ;;
+esac
+exec {python} -P -m wgpy "$@"
+"""
 
 SETTLE_SECONDS = 30.0
 SETTLE_SECONDS_PER_MEMBER = 2.0
@@ -119,6 +136,21 @@ class Cluster:
         self._allocator = _start(
             topology.underlay, [*ALLOCATOR, "--directory", str(self.directory)], topology.directory / "allocator.log"
         )
+
+    def keep(self) -> str:
+        """:meth:`Topology.keep`, and a ``wgpy`` for who enters a node that asks about this cluster and the node's own agent."""
+        script = self.topology.directory / "bin" / "wgpy"
+        script.parent.mkdir()
+        script.write_text(
+            COMMAND.format(
+                packages=shlex.quote(str(PACKAGES)),
+                python=shlex.quote(sys.executable),
+                cluster=self.directory,
+                agent=f"{self.topology.directory}/$NODENAME/{AGENT_STATE}",
+            )
+        )
+        script.chmod(0o755)
+        return self.topology.keep()
 
     # Changes ---------------------------------------------------------------------------------------------------------
 
@@ -277,7 +309,7 @@ class Cluster:
         return {"wgpy": [*WGPY, "run", "--persist", "--state", str(state), *interfaces]}
 
     def _agent_command(self, member: Member) -> list[str]:
-        state = member.node.directory / "agent"
+        state = member.node.directory / AGENT_STATE
         return [*AGENT, "--directory", str(self.directory), "--node", member.name, "--state", str(state)]
 
     @staticmethod

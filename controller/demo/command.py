@@ -138,7 +138,7 @@ def _demonstrate(nodes: int, keep: bool, as_json: bool) -> int:
     finally:
         with _uninterrupted():
             if kept:
-                _say_how_to_enter(underlay, report)
+                _say_how_to_enter(demo, underlay, report)
             else:
                 underlay.remove()
     report.summary()
@@ -147,17 +147,23 @@ def _demonstrate(nodes: int, keep: bool, as_json: bool) -> int:
     return 1 if report.broken else 0
 
 
-def _say_how_to_enter(underlay: Topology, report: Report) -> None:
-    enter = underlay.keep()
+def _say_how_to_enter(demo: Demo, underlay: Topology, report: Report) -> None:
+    enter = demo.cluster.keep()
     node = next(iter(underlay.nodes.values()))
     pod = next(iter(node.pods))
     report.step("It is left standing")
     report.say(f"a shell in a node or pod:  {enter} {node.key}        {enter} {pod}")
     report.say(f"a command there:           {enter} {node.key} wg show")
+    report.say(f"what a node says:          {enter} {node.key} wgpy mesh        (or doctor, verify, top)")
     report.say(f"the frames on the wire:    {enter} {UNDERLAY} tcpdump -ni br0")
     report.say(f"the manifests:             {underlay.directory}/cluster   (the agents follow every change)")
     report.say(f"logs and captures:         {underlay.directory}/")
-    report.say(f"remove it:                 wgpy demo --clean {underlay.run}")
+    report.say(f"remove it:                 {_own_name()} demo --clean {underlay.run}")
+
+
+def _own_name() -> str:
+    """What to type for wgpy: as this process was called, since a checkout's is not in PATH."""
+    return sys.argv[0] if Path(sys.argv[0]).name == "wgpy" else "wgpy"
 
 
 @contextlib.contextmanager

@@ -66,9 +66,15 @@ TERMINATE_SECONDS = 2.0
 
 ENTER = """\
 # A shell, or a command, in a node or a pod of this run:  sh enter NAME [COMMAND...]
-name=$1; shift; [ $# -gt 0 ] || set -- "${{SHELL:-sh}}"
+name=${{1-}}
+if [ -z "$name" ] || [ ! -e "{namespaces}/{prefix}$name" ]; then
+    echo "usage: sh $0 NAME [COMMAND...]; NAME is one of:" $(cd {namespaces} && ls -d {prefix}* | sed 's/^{prefix}//') >&2
+    exit 2
+fi
+shift; [ $# -gt 0 ] || set -- "${{SHELL:-sh}}"
+export PATH="{directory}/bin:$PATH" NODENAME="$name"
 sockets={directory}/$name/wireguard
-[ ! -d "$sockets" ] || set -- sh -c 'mount --bind "$0" {wireguard} && exec "$@"' "$sockets" "$@"
+[ ! -d "$sockets" ] || set -- sh -c 'mount --bind "$1" {wireguard} && shift && exec "$@"' enter "$sockets" "$@"
 exec ip netns exec "{prefix}$name" "$@"
 """
 
@@ -139,6 +145,20 @@ class Namespace:
         ]
         _run(Namespace.command(self, ["sh"]), text="\n".join(script), said=f"laying {self.name}")
 
+    def await_ipv6(self, interface: str) -> None:
+        """Wait until this end of a veth speaks IPv6.
+
+        The kernel notices that a link has a carrier up to a second late, and until then the end has no link-local address
+        and neighbour discovery fails: packets would be lost. Other addresses, too, are taken into use a moment later than
+        they are given.
+        """
+        deadline = time.monotonic() + COMMAND_SECONDS
+        query = ["ip", "-n", self.name, "-6", "-o", "address", "show", "dev", interface]
+        while " fe80:" not in (shown := _run(query, said="waiting for IPv6").stdout) or " tentative" in shown:
+            if time.monotonic() > deadline:
+                raise TopologyError(f"{self.name}: {interface} does not speak IPv6 after {COMMAND_SECONDS:.0f} s")
+            time.sleep(0.02)
+
 
 class Pod(Namespace):
     """A pod: ``addresses`` are its own, ``host_interface`` is the name of its veth's end in ``node``."""
@@ -188,21 +208,8 @@ class Pod(Namespace):
         )
 
         if any(address.version == 6 for address in self.addresses):
-            self._await_link_local()
-
-    def _await_link_local(self) -> None:
-        """Wait until both ends of the veth speak IPv6.
-
-        The kernel notices that a link has a carrier up to a second late, and until then the end has no link-local address
-        and neighbour discovery fails: packets to and from the pod would be lost.
-        """
-        deadline = time.monotonic() + COMMAND_SECONDS
-        for namespace, interface in ((self.name, "eth0"), (self.node.name, self.host_interface)):
-            query = ["ip", "-n", namespace, "-6", "-o", "address", "show", "dev", interface, "scope", "link", "-tentative"]
-            while not _run(query, said="waiting for IPv6").stdout.strip():
-                if time.monotonic() > deadline:
-                    raise TopologyError(f"{self.name}: {interface} has no link-local IPv6 address after {COMMAND_SECONDS:.0f} s")
-                time.sleep(0.02)
+            self.await_ipv6("eth0")
+            self.node.await_ipv6(self.host_interface)
 
     def remove(self) -> None:
         """Delete the pod: its processes, its veth and the host routes with it."""
@@ -294,6 +301,8 @@ class Node(Namespace):
                 *(f"route add {_everything(interface)} via {_router(interface)} dev eth0" for interface in self.addresses),
             ]
         )
+        if self.speaks(6):
+            self.await_ipv6("eth0")
 
 
 class Topology:
@@ -354,10 +363,13 @@ class Topology:
     def keep(self) -> str:
         """Leave everything standing when this process ends, until :func:`remove_run` or ``wgpy demo --clean``.
 
-        Gives the command that enters a node or pod: with its name behind it a shell, with a command too that command.
+        Gives the command that enters a node or pod: with its name behind it a shell, with a command too that command. There
+        ``bin`` of the run's directory comes first in PATH, and NODENAME is the name of what was entered.
         """
         script = self.directory / "enter"
-        script.write_text(ENTER.format(prefix=self.prefix, directory=self.directory, wireguard=WIREGUARD_DIRECTORY))
+        script.write_text(
+            ENTER.format(prefix=self.prefix, directory=self.directory, wireguard=WIREGUARD_DIRECTORY, namespaces=NAMESPACES)
+        )
         (self.directory / "kept").touch()
         self._lock.close()
         return f"sh {script}"

@@ -12,7 +12,6 @@ from pathlib import Path
 from controller.demo.topology import NAMESPACES, Namespace, Pod, TopologyError
 
 PINGS = 3
-PING_INTERVAL_SECONDS = 0.05
 PING_PATIENCE_SECONDS = 3  # for the last reply: a handshake that is lost once is repeated after 5 s, which is too late here
 PING_LIMIT_SECONDS = 10.0  # for the whole command, whatever happens
 PINGERS = 16  # at once
@@ -43,7 +42,10 @@ def ping_all(probes: Sequence[Probe]) -> list[int]:
 
 def _start_ping(probe: Probe) -> subprocess.Popen[bytes]:
     target = str(probe.destination.address(probe.version))
-    options = [f"-c{PINGS}", f"-i{PING_INTERVAL_SECONDS}", f"-W{PING_PATIENCE_SECONDS}", f"-p{probe.marker.hex()}"]
+    # All at once (-l). -W counts until the first reply only: after it ping waits for the others two round trips, or the interval
+    # if that is longer. Hence an interval that nobody waits for.
+    patience = [f"-W{PING_PATIENCE_SECONDS}", f"-i{PING_PATIENCE_SECONDS}"]
+    options = [f"-c{PINGS}", f"-l{PINGS}", *patience, f"-p{probe.marker.hex()}"]
     return probe.source.start(["ping", "-n", *options, target], subprocess.PIPE)
 
 

@@ -71,7 +71,10 @@ class Pairing:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """One row of the table. ``name`` is unique; ``kinds`` limits it to implementations with something special (``uapi``)."""
+    """One row of the table. ``name`` is unique; ``uapi`` limits it to those that serve that.
+
+    What is ``promised`` is a figure and no part of the protocol: only the implementation in question is held to it.
+    """
 
     name: str
     section: str
@@ -81,6 +84,7 @@ class Behaviour:
     alone: bool = False
     uapi: bool = False
     pairing: Pairing | None = None
+    promised: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,7 @@ def behaviour(
     alone: bool = False,
     uapi: bool = False,
     pairing: Pairing | None = None,
+    promised: bool = False,
 ) -> Callable[[TryOn], TryOn]:
     """Enter the function as a behaviour; its name becomes the behaviour's, with dashes."""
 
@@ -125,7 +130,7 @@ def behaviour(
         name = try_on.__name__.replace("_", "-")
         if name in BEHAVIOURS:
             raise ValueError(f"there are two behaviours {name}")
-        BEHAVIOURS[name] = Behaviour(name, section, title, try_on, seconds, alone, uapi, pairing)
+        BEHAVIOURS[name] = Behaviour(name, section, title, try_on, seconds, alone, uapi, pairing, promised)
         return try_on
 
     return enter

@@ -46,6 +46,12 @@ from wgpy.config import Endpoint, SetDevice, SetPeer
 
 SOURCES = {4: ip_network("198.18.0.0/15"), 6: ip_network("2001:2::/48")}
 """Set aside for measurements (RFC 2544, RFC 5180)."""
+THROWN_AWAY = """add table netdev flood
+add chain netdev flood back {{ type filter hook ingress device {leg} priority 0; }}
+flush chain netdev flood back
+add rule netdev flood back ip daddr {ipv4} drop
+add rule netdev flood back ip6 daddr {ipv6} drop"""
+"""Rules for nft(8) that throw away what is sent to those, at the very door: on this machine it would be a load for the box."""
 FRAMES = 8192
 STRANGERS = 64
 EVERY = 0.005
@@ -65,8 +71,8 @@ class _Vector(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
-class _Message(ctypes.Structure):
-    """struct mmsghdr, see sendmmsg(2)."""
+class _Header(ctypes.Structure):
+    """struct msghdr, see sendmsg(2)."""
 
     _fields_ = (
         ("name", ctypes.c_void_p),
@@ -76,8 +82,13 @@ class _Message(ctypes.Structure):
         ("control", ctypes.c_void_p),
         ("control_length", ctypes.c_size_t),
         ("flags", ctypes.c_int),
-        ("sent", ctypes.c_uint),
     )
+
+
+class _Message(ctypes.Structure):
+    """struct mmsghdr, see sendmmsg(2)."""
+
+    _fields_ = (("header", _Header), ("sent", ctypes.c_uint))
 
 
 class Frames:
@@ -90,7 +101,7 @@ class Frames:
         self._vectors = (_Vector * self.count)(*(_Vector(start + size * row, size) for row in range(self.count)))
         self._messages = (_Message * self.count)()
         for row, message in enumerate(self._messages):
-            message.vectors, message.vector_count = ctypes.pointer(self._vectors[row]), 1
+            message.header.vectors, message.header.vector_count = ctypes.pointer(self._vectors[row]), 1
         self._sendmmsg = ctypes.CDLL(None, use_errno=True).sendmmsg
         self._next = 0
 
@@ -150,7 +161,7 @@ class Flood:
         """Find the ways there and back."""
         sources = SOURCES[self.version]
         tester, box = self.trial.tester, self.trial.box
-        tester.configure(links=[f"route replace blackhole {sources}"])
+        tester.run(["nft", THROWN_AWAY.format(leg=tester.INNER, ipv4=SOURCES[4], ipv6=SOURCES[6])])
         box.ip(f"route replace {sources} via {self._here}")
         words = box.run(["ip", "-o", "route", "get", str(self._here)]).stdout.split()
         self._box_leg = words[words.index("dev") + 1]

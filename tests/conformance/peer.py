@@ -337,7 +337,9 @@ class Peer:
         """A cookie reply to a handshake message of the box, as of somebody under load."""
         host, port = str(offending.source), offending.port
         address = ip_address(host).packed + port.to_bytes(2)
-        return self.checker.create_cookie_reply(offending.payload, address, os.urandom(24), os.urandom(32), time.monotonic())
+        if self.checker.secret_is_old(time.monotonic()):
+            self.checker.renew_secret(os.urandom(32), os.urandom(24), time.monotonic())
+        return self.checker.create_cookie_reply(offending.payload, address)
 
     def mac2_is_valid(self, datagram: Datagram) -> bool:
         """Whether a handshake message of the box carries the cookie of :meth:`cookie_reply`."""

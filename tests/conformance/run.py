@@ -20,7 +20,7 @@ from tests.conformance.boxes import Box, ConformanceError, Implementation, Plan
 from tests.conformance.pair import Pair
 from tests.conformance.trial import Trial
 
-AT_ONCE = 24
+AT_ONCE = 28
 """Trials at a time, of all implementations together: two cores can start no more without being late."""
 
 Told = Callable[[Outcome], None]
@@ -40,7 +40,7 @@ def jobs(behaviours: Iterable[Behaviour], implementations: Sequence[Implementati
     found = []
     for what in behaviours:
         if what.pairing is None:
-            found += [Job(what, (each,)) for each in implementations]
+            found += [Job(what, (each,)) for each in implementations if each.name == judged or not what.promised]
         else:
             found += [Job(what, (named[one], named[two])) for one, two in what.pairing.pairs(list(named), judged)]
     return found

@@ -30,7 +30,9 @@ from controller.source import Ref
 from tests.controller.cluster import Manifest, block, felix, node, pool, text
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 15.0
+SECONDS = 45.0
+"""How long is waited for what takes a second or two: half as long as an agent that nobody wakes would sleep."""
+
 WG4, WG6 = "wireguard.caliu", "wg-v6.caliu"
 
 
@@ -303,6 +305,24 @@ class Lab:
 
         self.until(is_meshed, f"nodes {numbers} encrypt to each other over IPv{version}")
 
+    def until_settled(self, *numbers: int, version: int = 4) -> None:
+        """Wait until these nodes encrypt to each other, and have been given their addresses, and know those of the others: their
+        agents have nothing left to do then, and no key is taken back any more to be published anew."""
+        self.until_meshed(*numbers, version=version)
+        interface = {4: WG4, 6: WG6}[version]
+        name = f"projectcalico.org/IPv{version}WireguardInterfaceAddr"
+
+        def is_settled() -> bool:
+            addresses = {number: self.nodes[number].manifest()["metadata"]["annotations"][name] for number in numbers}
+            return all(
+                any(address.startswith(f"{addresses[here]}/") for address in self.nodes[here].link(interface)[2])
+                and all(self.nodes[here].routes(version).get(addresses[there]) == interface for there in numbers if there != here)
+                for here in numbers
+            )
+
+        self.until(is_settled, f"nodes {numbers} know their addresses")
+        self.until_meshed(*numbers, version=version)
+
     def close(self) -> None:
         for each in self.nodes.values():
             for pid in each.processes(""):
@@ -321,7 +341,8 @@ def ip(*words: str) -> None:
 
 @contextlib.contextmanager
 def capture(node: Node, expression: str) -> Iterator[Callable[[], list[str]]]:
-    """What leaves and reaches a node on the underlay and matches; to be called when the traffic is over."""
+    """What leaves and reaches a node on the underlay and matches; to be called when the traffic is over. What has to be there is
+    waited for before the end: tcpdump needs a moment to write it down, and is not given one then."""
     path = node.lab.path / f"capture-{time.monotonic_ns()}"
     process = node.start("tcpdump", "-ni", "eth0", "-l", "--immediate-mode", expression, output=path)
     deadline = time.monotonic() + SECONDS

@@ -11,4 +11,4 @@ def test_it_names_its_verbs() -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
 
     assert done.returncode == 1
-    assert done.stderr == "usage: python -m controller agent|leave|mesh [OPTION]...\n"
+    assert done.stderr == "usage: python -m controller agent|doctor|leave|mesh|top|verify [OPTION]...\n"

@@ -85,18 +85,19 @@ def test_any_other_refusal_goes_on() -> None:
 
 def test_a_plan_in_a_line_holds_no_key() -> None:
     route = Route(WIDE, RouteKind.DEVICE)
-    steps = (
+    steps: tuple[Step, ...] = (
         SetLink(is_up=True),
         AddAddress(ip_interface("10.9.0.0/32")),
         Configure((SetDevice(private_key=BOB),)),
         Configure((SetPeer(ALICE), SetPeer(ALICE, allowed_ips=(WIDE, NARROW)))),
         PutRoute(route),
-        RemoveRoute(route),
+        *[RemoveRoute(route)] * 2,
+        Configure((SetPeer(BOB, remove=True),)),
         AddRule(Rule(99, 1, 1)),
         SetGuard(Guard()),
     )
 
-    assert summary(steps) == "link, address, device, peer, 2 allowed IPs, 2 routes, rule, guard"
+    assert summary(steps) == "link, address, device, peer, 2 allowed IPs, route, rule, guard; removal of peer, 2 routes"
 
 
 # Batches

@@ -1,5 +1,6 @@
 """Bad input on the command line is one line, and nothing is touched."""
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -101,6 +102,28 @@ def test_flannels_mesh_needs_its_net_conf(tmp_path: Path, verb: str) -> None:
     assert wrong.stderr == f"wgpy {verb}: cannot read {tmp_path / 'none'}: No such file or directory\n"
 
 
+@needs_root
+@pytest.mark.parametrize(("kind", "yields"), [("bridge", True), ("no-such-kind", False)])
+def test_the_kernel_is_asked_once_whether_to_yield_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, yields: bool
+) -> None:
+    """A kernel that has bridges stands for one that has WireGuard."""
+    seen = []
+
+    async def main(options: argparse.Namespace, _: object) -> None:
+        seen.append(options.yield_to_kernel)
+
+    monkeypatch.setattr("controller.cli._agent", main)
+    monkeypatch.setattr("controller.cli.FELIX_LINK_KIND", kind)
+    monkeypatch.setattr("logging.basicConfig", lambda **_: None)
+
+    for number, option in enumerate(("--yield-to-kernel", "--no-yield-to-kernel")):
+        state = str(tmp_path / f"state-{number}")
+        assert agent(["--directory", str(tmp_path), "--state", state, "--node", "n1", option]) == 0
+
+    assert seen == [yields, False]
+
+
 SHIPPED = sorted((ROOT / "deploy" / "kustomize").rglob("*.yaml"))
 
 
@@ -119,7 +142,7 @@ def commands(value: Any) -> Iterator[list[str]]:
 
 def test_the_agent_understands_what_is_shipped(capsys: pytest.CaptureFixture[str]) -> None:
     found = [words for path in SHIPPED for words in commands(path.read_text())]
-    assert len(found) > 1
+    assert found  # what components add to it, tests/deploy looks at
     for words in found:
         with pytest.raises(SystemExit):
             agent([*words[2:], "--frobnicate"])
@@ -150,3 +173,41 @@ def test_help_says_what_the_verbs_do(capsys: pytest.CaptureFixture[str]) -> None
             verb(["--help"])
         assert raised.value.code == 0
     assert "--directory DIR" in capsys.readouterr().out
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("variable", "options", "watched"),
+    [
+        ("", [], None),
+        ("", ["--detect-leaks"], ()),
+        ("", ["--detect-leaks", "eth0,eth1"], ("eth0", "eth1")),
+        ("true", [], ()),
+        ("false", [], None),
+        ("bond0", [], ("bond0",)),
+        ("bond0", ["--detect-leaks", "eth0"], ("eth0",)),
+    ],
+)
+def test_which_links_are_watched_for_leaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, options: list[str], watched: tuple[str, ...] | None
+) -> None:
+    seen = []
+
+    async def main(options: argparse.Namespace, _: object) -> None:
+        seen.append(options.detect_leaks)
+
+    monkeypatch.setattr("controller.cli._agent", main)
+    monkeypatch.setattr("logging.basicConfig", lambda **_: None)
+    monkeypatch.setenv("WGPY_DETECT_LEAKS", variable)
+
+    assert agent(["--directory", str(tmp_path), "--state", str(tmp_path / "state"), "--node", "n1", *options]) == 0
+
+    assert seen == [watched]
+
+
+def test_what_is_no_link_is_not_watched(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WGPY_DETECT_LEAKS", "eth 0")
+    for arguments in ([], ["--detect-leaks", "eth0,,"]):
+        with pytest.raises(SystemExit):
+            agent(["--directory", "d", *arguments])
+        assert "argument --detect-leaks: not names of interfaces" in capsys.readouterr().err

@@ -26,6 +26,18 @@ class NoKernel(Kernel):
         self.deleted.append(name)
 
 
+STARTS = "sh -c 'echo $$ > {0}/.pid; mv {0}/.pid {0}/pid; exec sleep 60' --"
+
+
+def pid_in(directory: Path) -> int:
+    """Who has been started by STARTS there; it may take longer to say so than it is given to answer."""
+    deadline = time.monotonic() + 10
+    while not (directory / "pid").exists():
+        assert time.monotonic() < deadline, "it does not start"
+        time.sleep(0.01)
+    return int((directory / "pid").read_text())
+
+
 def test_its_last_words_are_the_reason(tmp_path: Path) -> None:
     spawner = Spawner("sh -c 'echo one; echo the reason >&2; exit 4' --", tmp_path)
 
@@ -50,11 +62,11 @@ def test_the_name_is_added_or_put_in_its_place(tmp_path: Path) -> None:
 
 def test_one_that_does_not_answer_is_given_up_and_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controller.dataplane.START_SECONDS", 0.3)
-    spawner, kernel = Spawner(f"sh -c 'echo $$ > {tmp_path}/pid; exec sleep 60' --", tmp_path), NoKernel()
+    spawner, kernel = Spawner(STARTS.format(tmp_path), tmp_path), NoKernel()
 
     with pytest.raises(DataPlaneError, match=r"^the data plane for wgx does not answer: see .*wgx\.log$"):
         spawner.start("wgx", kernel)
-    pid = int((tmp_path / "pid").read_text())
+    pid = pid_in(tmp_path)
     spawner.undo("wgx", kernel)
 
     with pytest.raises(ProcessLookupError):
@@ -76,15 +88,14 @@ def test_an_interface_that_was_there_before_is_left(tmp_path: Path) -> None:
 
 def test_it_outlives_whoever_started_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controller.dataplane.START_SECONDS", 0.2)
-    spawner = Spawner(f"sh -c 'echo $$ > {tmp_path}/pid; exec sleep 60' --", tmp_path)
+    spawner = Spawner(STARTS.format(tmp_path), tmp_path)
     with pytest.raises(DataPlaneError):
         spawner.start("wgx", NoKernel())
-    pid = int((tmp_path / "pid").read_text())
+    pid = pid_in(tmp_path)
 
     try:
         assert os.getsid(pid) != os.getsid(0), "a signal to the agent's group does not reach it"
         assert os.readlink(f"/proc/{pid}/fd/1") == str(tmp_path / "wgx.log"), "nor does the end of the agent's output"
     finally:
         os.kill(pid, signal.SIGKILL)
-        time.sleep(0.05)
         spawner.undo("wgx", NoKernel())

@@ -25,15 +25,18 @@ NODE = Ref("Node", "n1")
 def directory(tmp_path: Path) -> Directory:
     (tmp_path / "n1.yaml").write_text(text(node("n1", "192.0.2.1/24")))
     (tmp_path / "felix.yml").write_text(text(felix(wireguardEnabled=True)))
+    for path in (*tmp_path.iterdir(), tmp_path):
+        os.utime(path, (1e9, 1e9))  # what changes has another time then, however coarse the kernel's clock of files is
     directory = Directory(tmp_path)
     directory.load()
     return directory
 
 
 class Clock:
-    """A monotonic clock that goes on by hand; a second later every file is looked at."""
+    """A monotonic clock that goes on by hand; a second later every file is looked at. A directory is loaded by the
+    machine's own, which counts from its start and must not overtake this one."""
 
-    now = 1e6
+    now = 1e9
 
     def look(self, directory: Directory) -> bool:
         self.now += 100
@@ -345,6 +348,29 @@ async def test_annotations_are_set_and_removed(directory: Directory) -> None:
     await source.annotate(Ref("Node", "bare"), {"a": None, "c": None})
 
     assert read(directory.path / "bare.yaml")["metadata"]["annotations"] == {"b": "2"}
+
+
+async def test_conditions_are_merged_by_their_type(directory: Directory) -> None:
+    source = DirectorySource(directory.path, Calico())
+    path = directory.path / "bare.yaml"
+    path.write_text("apiVersion: v1\nkind: Node\nmetadata:\n  name: bare\n")
+    await source.list()
+    before = path.read_bytes()
+
+    await source.merge_status("bare", {"status": {"conditions": [{"$patch": "delete", "type": "A"}]}})
+    assert path.read_bytes() == before, "what is not there need not be taken away"
+
+    for change in (
+        {"type": "A", "status": "True", "reason": "X"},
+        {"type": "B", "status": "True"},
+        {"type": "A", "status": "False"},
+    ):
+        await source.merge_status("bare", {"status": {"conditions": [change]}})
+    merged = [{"type": "A", "status": "False", "reason": "X"}, {"type": "B", "status": "True"}]
+    assert read(path)["status"]["conditions"] == merged
+
+    await source.merge_status("bare", {"status": {"conditions": [{"$patch": "delete", "type": "A"}]}})
+    assert read(path)["status"]["conditions"] == merged[1:]
 
 
 def test_every_value_survives_being_written(directory: Directory) -> None:

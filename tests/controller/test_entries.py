@@ -10,7 +10,7 @@ from hypothesis import given
 from controller.entries import Kind, changes, line, parse, rfc3339, sample, standing
 from controller.findings import Finding
 from controller.model import Family
-from controller.status import AgentStatus, FamilyStatus, PeerStatus, SourceStatus, Traffic
+from controller.status import AgentStatus, Direction, FamilyStatus, Leak, LeakStatus, PeerStatus, SourceStatus, Traffic
 from tests.controller.test_status import statuses
 
 NOW = 1_700_000_000.0
@@ -64,6 +64,53 @@ def test_counters_and_times_are_no_events() -> None:
     later = replace(PEER, last_handshake=NOW + 100, rx_bytes=7, tx_bytes=8)
 
     assert told(status(), status(replace(FAMILY, peers=(later,)), at=NOW + 110, passes=9, passed_at=NOW, pass_seconds=1.0)) == []
+
+
+PARTLY = LeakStatus(("eth0",), why="there is no interface eth9")
+ON, STARTING, ASKED_IN_VAIN = LeakStatus(("eth0",)), LeakStatus(), LeakStatus(why="no CAP_NET_RAW")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "entries"),
+    [
+        (None, None, []),
+        (None, STARTING, []),
+        (STARTING, ON, [("leak detector on", {"interfaces": ["eth0"]})]),
+        (ON, LeakStatus(("eth0", "eth1")), [("leak detector on", {"interfaces": ["eth0", "eth1"]})]),
+        (ON, PARTLY, [("leak detector on", {"interfaces": ["eth0"], "why": "there is no interface eth9"})]),
+        (PARTLY, PARTLY, []),
+        (PARTLY, ON, [("leak detector on", {"interfaces": ["eth0"]})]),
+        (ON, STARTING, []),
+        (STARTING, ASKED_IN_VAIN, [("leak detector off", {"why": "no CAP_NET_RAW"})]),
+        (ASKED_IN_VAIN, ASKED_IN_VAIN, []),
+        (ON, ASKED_IN_VAIN, [("leak detector off", {"why": "no CAP_NET_RAW"})]),
+        (ON, None, [("leak detector off", {"why": "the agent was started without it"})]),
+    ],
+)
+def test_whether_somebody_looks_for_leaks(
+    before: LeakStatus | None, after: LeakStatus | None, entries: list[tuple[str, dict[str, Any]]]
+) -> None:
+    assert told(status(leaks=before), status(leaks=after)) == entries
+
+
+def test_leaks_are_told_by_peer_and_how_many_are_new() -> None:
+    def leaks(inbound: int, outbound: int, other: int) -> LeakStatus:
+        return LeakStatus(
+            ("eth0",),
+            leaks=(
+                Leak(Family.IPV4, "n2", Direction.INBOUND, inbound, NOW, "there > here"),
+                Leak(Family.IPV4, "n2", Direction.OUTBOUND, outbound, NOW, "here > there"),
+                Leak(Family.IPV6, "n3", Direction.OUTBOUND, other, NOW, "x"),
+            ),
+        )
+
+    before = status(leaks=leaks(3, 5, 7))
+
+    assert told(before, status(leaks=leaks(3, 5, 7))) == []
+    new = [("leak seen", {"family": "IPv4", "peer": "n2", "packets": 3, "example": "there > here"})]
+    assert told(before, status(leaks=leaks(4, 7, 7))) == new
+    whole = told(before, status(leaks=leaks(4, 7, 7), started_at=NOW))
+    assert [(fields["peer"], fields["packets"]) for _, fields in whole] == [("n2", 11), ("n3", 7)], "another agent counts anew"
 
 
 def test_a_first_status_tells_all_there_is() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from controller import guard as firewall
 from controller.desired import Numbers
+from controller.findings import findings
 from controller.instance import Instance, InstanceError
 from controller.meshes.calico import observe
 from controller.model import Cluster, Family
@@ -25,8 +26,9 @@ class Host(Kernel):
         return FoundLink(1, self.kinds[name], Link(True, 1420)) if name in self.kinds else None
 
 
-def instance(path: Path, host: Kernel, interface: str | None = None) -> Instance:
-    return Instance(Family.IPV4, "n1", Numbers(table=5182, interface=interface), host, StateFiles(path))
+def instance(path: Path, host: Kernel, interface: str | None = None, yields_to_kernel: bool = False) -> Instance:
+    numbers = Numbers(table=5182, interface=interface)
+    return Instance(Family.IPV4, "n1", numbers, host, StateFiles(path), yields_to_kernel=yields_to_kernel)
 
 
 def cluster_of(address: str | None = "192.0.2.1/24", enabled: bool = True) -> Cluster:
@@ -59,6 +61,20 @@ def test_where_felix_has_wireguard_itself_we_yield_and_leave_its_key(tmp_path: P
 
 def test_a_tun_of_felixs_name_is_nobody_to_yield_to(tmp_path: Path) -> None:
     assert instance(tmp_path, Host(wireguard_cali="tun")).rest(cluster_of()) is None
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("links", [{}, {"wireguard_cali": "wireguard"}])
+def test_who_yields_to_the_kernel_does_so_before_felix_is_there_and_has_nothing_to_tell(
+    tmp_path: Path, links: dict[str, str], enabled: bool
+) -> None:
+    yielding, cluster = instance(tmp_path, Host(**links), yields_to_kernel=True), cluster_of(enabled=enabled)
+
+    rest = yielding.rest(cluster)
+
+    assert rest is not None and rest.is_expected and rest.keeps_key
+    assert rest.reason == "this node's kernel has WireGuard, and Felix uses it"
+    assert findings(cluster, "n1", {Family.IPV4: yielding.facts(cluster)}) == ()
 
 
 def test_felixs_own_name_is_never_used(tmp_path: Path) -> None:

@@ -13,9 +13,29 @@ from rich.console import Console
 
 from controller import mesh_table
 from controller.findings import Finding
-from controller.mesh_table import IMPERFECT, ago, complaints, document, pods_by_node, show, size, table, up_to_date
+from controller.graph import Pods
+from controller.mesh_table import (
+    IMPERFECT,
+    NothingKnown,
+    World,
+    ago,
+    complaints,
+    document,
+    looks,
+    pods_by_node,
+    rate,
+    rates,
+    show,
+    size,
+    table,
+    up_to_date,
+    world,
+)
+from controller.meshes.calico import observe
 from controller.model import Family
-from controller.status import AgentStatus, FamilyStatus, PeerStatus, SourceStatus, Traffic, to_json
+from controller.status import NOT_ENABLED, AgentStatus, FamilyStatus, PeerStatus, SourceStatus, Traffic, to_json
+from tests.controller.cluster import keyed, node, objects
+from tests.controller.lab import WG4, make_lab, may_make_namespaces
 from tests.controller.test_status import KEYS
 from wgpy.config import DeviceSnapshot, PeerConfig, PeerSnapshot
 from wgpy.wgconf import format_key
@@ -41,7 +61,11 @@ FAMILY = FamilyStatus(
     has_data_plane=True,
     peers=(N2,),
 )
-PODS = {"n2": [(f"10.0.2.{number}", f"default/web-{number}") for number in range(2, 7)] + [("fd00::2", "default/web-2")]}
+PODS: Pods = {
+    "n2": [(f"10.0.2.{number}", f"default/web-{number}") for number in range(2, 7)] + [("fd00::2", "default/web-2")],
+    "n1": [("10.0.1.7", "shop/db")],
+}
+AROUND = World(PODS, ("n1", "n2", "n3"), {Family.IPV4: {"n3": "has no public key"}, Family.IPV6: {}})
 
 
 def status(*peers: PeerStatus, **fields: Any) -> AgentStatus:
@@ -52,7 +76,7 @@ def status(*peers: PeerStatus, **fields: Any) -> AgentStatus:
 
 def shown(one: AgentStatus, is_wide: bool = False) -> str:
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(table(one, PODS, NOW, is_wide))
+    console.print(table(one, AROUND, NOW, is_wide, {(Family.IPV4, "n2"): (1500.0, 20.0)}))
     return console.export_text()
 
 
@@ -65,7 +89,11 @@ def test_a_peer_with_the_pods_behind_it() -> None:
 
     assert "n1  calico, not strict, as of 3 s ago" in text
     assert "IPv4  wireguard.caliu  10.0.1.9  MTU 1440  key K1  published" in text
-    assert " ".join(row(text, "n2").split()) == "n2 encrypted 192.0.2.2:51820 9 s ago 1.5 MB 900 B 10.0.2.2 default/web-2"
+    assert " ".join(row(text, "n2").split()) == (
+        "n2 encrypted 192.0.2.2:51820 9 s ago 1.5 MB 900 B 1.5 kB/s in, 20 B/s out 1 of 2, not n3 10.0.2.2 default/web-2"
+    )
+    own = next(line for line in text.splitlines() if "this node" in line)
+    assert " ".join(own.split()) == "n1 this node 1 of 2, not n3 10.0.1.7 shop/db"
     assert "10.0.2.4 default/web-4" in text and "web-5" not in text
     assert "and 2 more (--output wide)" in text
     assert "fd00::2" not in text, "which is of the other family"
@@ -81,7 +109,7 @@ def test_wide_has_all_of_it() -> None:
 def test_what_is_not_encrypted_says_why() -> None:
     text = shown(status(PeerStatus("n3", Traffic.CLEAR, "has no public key"), PeerStatus("n4", Traffic.REFUSED, "no address")))
 
-    assert "in clear: has no public key" in row(text, "n3")
+    assert "in clear: has no public key" in row(text, "n3") and "none: has no public key" in row(text, "n3")
     assert "refused: no address" in row(text, "n4")
 
 
@@ -97,7 +125,7 @@ def test_a_family_that_rests_is_one_line() -> None:
     text = shown(status(families=(FamilyStatus(Family.IPV6, rest="not enabled [x]", peers=(N2,)),)))
 
     assert "IPv6  not part of the mesh: not enabled [x]" in text
-    assert "n2" not in text
+    assert "192.0.2.2" not in text
 
 
 @pytest.mark.parametrize(
@@ -130,6 +158,9 @@ def test_where_all_is_well_nothing_is_complained_of() -> None:
     idle = replace(N2, last_handshake=NOW - 9000)
 
     assert complaints(status(families=(replace(FAMILY, peers=(idle,)), resting)), NOW) == []
+    off = replace(FAMILY, rest=NOT_ENABLED, peers=())
+    assert complaints(status(families=(replace(FAMILY, peers=(idle,)), off)), NOW) == []
+    assert complaints(status(families=(off, off)), NOW) == [f"nothing is encrypted: {NOT_ENABLED}"]
     assert complaints(status(findings=(Finding("PlainNodes", "n8", "as wished", is_warning=False),)), NOW) == []
 
 
@@ -145,6 +176,40 @@ def test_counters_are_those_of_the_device_now() -> None:
 
     assert asked == ["wireguard.caliu"]
     assert one.families[0].peers[0] == replace(N2, endpoint=None, last_handshake=NOW, rx_bytes=0, tx_bytes=5)
+
+
+# -- rates and pairs ---------------------------------------------------------------------------------------------------
+
+
+def test_rates_are_between_two_looks() -> None:
+    later = replace(N2, rx_bytes=N2.rx_bytes + 4000, tx_bytes=N2.tx_bytes + 10)
+
+    assert rates(status(), status(later), 2.0) == {(Family.IPV4, "n2"): (2000.0, 5.0)}
+    assert rates(status(), status(later), 0.1) == {}, "too short to say"
+    assert rates(status(later), status(), 2.0) == {}, "the counters have begun anew"
+    assert rates(status(), status(replace(later, public_key="K9")), 2.0) == {}, "another key is another peer"
+    assert rates(status(), status(replace(later, name="n7")), 2.0) == {}
+    assert rate(None) == "" and rate((2000.0, 5.4)) == "2.0 kB/s in, 5 B/s out"
+
+
+def test_which_pairs_are_meant_to_be_encrypted() -> None:
+    names = tuple(f"n{number}" for number in range(9))
+    refusals = {name: "has no public key" for name in names[2:]}
+
+    assert World(nodes=names, unusable={Family.IPV4: {}}).meant("n1", Family.IPV4) == "all 8"
+    assert World(nodes=names, unusable={Family.IPV4: refusals}).meant("n0", Family.IPV4) == "1 of 8, not n2, n3, n4, n5, n6, ..."
+    assert World(nodes=names, unusable={Family.IPV4: refusals}).meant("n2", Family.IPV4) == "none: has no public key"
+    assert World(nodes=names).meant("n1", Family.IPV4) == World().meant("n1", Family.IPV4) == ""
+
+
+def test_the_world_is_read_from_the_cluster() -> None:
+    cluster = observe(objects(keyed("n1", "192.0.2.1/24"), keyed("n2", "192.0.2.2/24"), node("n3", "192.0.2.3/24")), "n1").cluster
+
+    found = world(cluster, PODS)
+
+    assert found.nodes == ("n1", "n2", "n3") and found.pods == PODS
+    assert found.unusable[Family.IPV4] == {"n3": "has no public key"}
+    assert world(None, PODS) == World(PODS)
 
 
 # -- pods ------------------------------------------------------------------------------------------------------------
@@ -224,7 +289,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_all_is_well(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert show(directory, lambda: PODS, None) == 0
+    assert show(directory, lambda: AROUND) == 0
 
     assert "10.0.2.2 default/web-2" in capsys.readouterr().out
 
@@ -233,14 +298,16 @@ def test_all_is_well(directory: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_everything_for_a_program(directory: Path, capsys: pytest.CaptureFixture[str], output: str, read: Any) -> None:
     (directory / "status.json").write_text(to_json(status(N2, PeerStatus("n3", Traffic.CLEAR, "has no public key"))))
 
-    assert show(directory, lambda: PODS, output) == IMPERFECT
+    assert show(directory, lambda: AROUND, output) == IMPERFECT
 
     found = read(capsys.readouterr().out)
     n2, n3 = found["families"][0]["peers"]
     assert (n2["name"], n2["traffic"], n2["pods"][0]) == ("n2", "encrypted", {"address": "10.0.2.2", "name": "default/web-2"})
     assert (n3["traffic"], n3["why"], n3["pods"]) == ("clear", "has no public key", [])
     assert found["complaints"] == ["IPv4: 1 of 2 peers in clear: n3"]
-    assert found == {**document(status(), PODS, NOW), **found}
+    assert found["families"][0]["pods"] == [{"address": "10.0.1.7", "name": "shop/db"}]
+    assert found["families"][0]["not_encrypted_to"] == {"n3": "has no public key"} and found["nodes"] == ["n1", "n2", "n3"]
+    assert found == {**document(status(), AROUND, NOW), **found}
 
 
 @pytest.mark.parametrize("content", [None, "", "{}"])
@@ -249,7 +316,92 @@ def test_where_nothing_is_known_it_is_one_line(directory: Path, capsys: pytest.C
     if content is not None:
         (directory / "status.json").write_text(content)
 
-    assert show(directory, dict, None) == 1
+    assert show(directory, World) == 1
 
     said = capsys.readouterr()
     assert said.out == "" and said.err.startswith("wgpy mesh: ") and said.err.count("\n") == 1
+
+
+def test_looking_again_and_again(directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each look has a document of its own, with the rate since the one before; the first since the status was written, none here,
+    as the device has counted anew since then."""
+    counts, clock, slept = iter(range(0, 9000, 1000)), iter(range(0, 100, 2)), []
+    monkeypatch.setattr(time, "time", lambda: NOW + next(clock))
+    monkeypatch.setattr(
+        mesh_table,
+        "_device",
+        lambda interface: DeviceSnapshot(
+            peers=(PeerSnapshot(PeerConfig(KEYS["n2"]), last_handshake=int(NOW * 1e9), tx_bytes=next(counts)),)
+        ),
+    )
+
+    def sleep(pause: float) -> None:
+        slept.append(pause)
+        if len(slept) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", sleep)
+
+    assert show(directory, lambda: AROUND, "json", watch=0.5) == 0
+
+    documents = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert slept == [0.5] * 3
+    assert [one["families"][0]["peers"][0]["tx_rate"] for one in documents] == [None, 500.0, 500.0]
+
+
+def test_a_look_at_nothing_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(NothingKnown, match="is not there"):
+        next(looks(tmp_path))
+
+
+# -- on a wire -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(not may_make_namespaces(), reason="needs root, /dev/net/tun and iproute2")
+def test_it_says_what_wg_says(tmp_path: Path) -> None:
+    """``wgpy mesh``, ``top`` and ``mesh graph`` against ``wg show`` and the traffic, in a mesh of two nodes and a plain one."""
+    with make_lab(tmp_path, []) as lab:
+        for number in (1, 2, 3):
+            lab.add_node(number)
+        for number in (1, 2):
+            lab.nodes[number].start_agent("--resync", "1")
+        lab.until_settled(1, 2)
+        one, two = lab.nodes[1], lab.nodes[2]
+        lab.until(lambda: one.ping("10.42.2.0"), "they talk")
+        lab.until(lambda: "192.0.2.2:51820" in (one.state / "status.json").read_text(), "the agent has told of it")
+
+        def asked(verb: str, *options: str) -> tuple[int, str]:
+            done = one.run_agent(*options, verb=verb)
+            return done.returncode, done.stdout
+
+        def dumped() -> tuple[str, str, list[int]]:
+            """Of the one peer: key, endpoint; handshake, received, sent."""
+            (line,) = one.run("wg", "show", WG4, "dump").splitlines()[1:]
+            key, _psk, endpoint, _allowed, *numbers, _ = line.split("\t")
+            return key, endpoint, list(map(int, numbers))
+
+        key, endpoint, before = dumped()
+        code, printed = asked("mesh", "--output", "json")
+        *_, after = dumped()
+        found = json.loads(printed)
+        n2, n3 = found["families"][0]["peers"]
+        assert code == IMPERFECT
+        assert (n2["name"], n2["public_key"], n2["endpoint"]) == ("n2", key, endpoint)
+        said = [int(n2[name]) for name in ("last_handshake", "rx_bytes", "tx_bytes")]
+        assert all(low <= number <= high for low, number, high in zip(before, said, after)), "a keepalive may come in between"
+        assert min(said) > 0
+        assert (n3["name"], n3["traffic"], n3["why"]) == ("n3", "clear", "has no public key")
+        assert found["nodes"] == ["n1", "n2", "n3"] and found["families"][0]["not_encrypted_to"] == {"n3": "has no public key"}
+        assert two.key() == key
+
+        words = [*one.agent_words(verb="mesh")[:4], "graph", "--format", "dot", *one.agent_words(verb="mesh")[4:]]
+        drawn = one.run(*words)
+        assert drawn.count(" -- ") == 3 and '"n1" -- "n2" [color="#2e7d32", style=solid' in drawn
+        assert '"n2" -- "n3" [color="#c77700", style=dashed, tooltip="n2 - n3: in clear: n3 has no public key"]' in drawn
+
+        ping = one.start("ping", "-i0.02", "-s1000", "10.42.2.0")
+        code, printed = asked("top", "--once", "--output", "json", "--interval", "1")
+        ping.terminate()
+        (peer,) = json.loads(printed)["peers"]
+        assert code == 0 and 30_000 < peer["tx_rate"] < 80_000, "some 50 packets a second of 1,028 bytes and what encryption adds"

@@ -10,7 +10,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from controller.findings import Finding
 from controller.metrics import pages
 from controller.model import Family
-from controller.status import AgentStatus, FamilyStatus, PeerStatus, SourceStatus, Traffic
+from controller.status import (
+    AgentStatus,
+    Direction,
+    FamilyStatus,
+    Leak,
+    LeakStatus,
+    PeerStatus,
+    SourceStatus,
+    Traffic,
+)
 
 NOW = 1_700_000_000.0
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -54,6 +63,15 @@ STATUS = AgentStatus(
         Finding("MTUTooLarge", "pods", "x"),
         Finding("AsWished", "n7", "x", is_warning=False),
     ),
+    leaks=LeakStatus(
+        ("eth0", "eth1"),
+        unread=9,
+        leaks=(
+            Leak(Family.IPV4, "n2", Direction.INBOUND, 3, NOW),
+            Leak(Family.IPV4, "n3", Direction.INBOUND, 4, NOW),
+            Leak(Family.IPV6, "n3", Direction.OUTBOUND, 5, NOW),
+        ),
+    ),
 )
 
 
@@ -87,6 +105,13 @@ async def test_every_series_and_its_value() -> None:
         ("wgpy_agent_failures_total",): 1,
         ("wgpy_agent_last_success_seconds",): NOW - 1,
         ("wgpy_agent_last_pass_seconds",): 0.25,
+        ("wgpy_agent_ready",): 1,
+        ("wgpy_agent_leak_detector_interfaces",): 2,
+        ("wgpy_agent_leak_detector_unread_packets_total",): 9,
+        ("wgpy_agent_leaked_packets_total", "inbound", "IPv4"): 7,
+        ("wgpy_agent_leaked_packets_total", "outbound", "IPv4"): 0,
+        ("wgpy_agent_leaked_packets_total", "inbound", "IPv6"): 0,
+        ("wgpy_agent_leaked_packets_total", "outbound", "IPv6"): 5,
         ("wgpy_agent_source_synced", "kubernetes"): 1,
         ("wgpy_agent_source_heard_seconds", "kubernetes"): NOW - 3,
         ("wgpy_agent_source_lists_total", "kubernetes"): 2,
@@ -126,6 +151,14 @@ async def test_every_series_and_its_value() -> None:
 
 async def test_scraping_twice_gives_the_same() -> None:
     assert await scraped(STATUS) == await scraped(STATUS)
+
+
+async def test_without_a_leak_detector_the_series_are_there_all_the_same() -> None:
+    found = await scraped(replace(STATUS, leaks=None))
+
+    assert found["wgpy_agent_leak_detector_interfaces",] == 0
+    assert sum(value for key, value in found.items() if "leaked" in key[0]) == 0
+    assert len(found) == len(await scraped(STATUS))
 
 
 async def test_before_there_is_a_status_a_scrape_is_empty() -> None:

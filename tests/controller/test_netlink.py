@@ -69,6 +69,16 @@ def test_a_link_is_found_and_set() -> None:
 
 
 @isolated
+def test_the_kernel_says_which_links_it_can_make_and_makes_none() -> None:
+    with Kernel() as kernel:
+        before = ip("-br", "link")
+
+        assert kernel.can_make("bridge")
+        assert not kernel.can_make("no-such-kind")
+        assert ip("-br", "link") == before
+
+
+@isolated
 def test_addresses_come_and_go() -> None:
     with kernel_with_tun() as kernel:
         kernel.set_link(NAME, is_up=True, mtu=None)

@@ -3,18 +3,22 @@
 import asyncio
 import json
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from controller import reporter as module
 from controller.findings import SETTLE_SECONDS, Finding
 from controller.history import read
-from controller.model import Cluster, Family, Node
+from controller.model import Cluster, Family, Node, NodeNetwork
 from controller.reporter import REMIND_SECONDS, Reporter
-from controller.source import Event, Health, SourceUnavailable
+from controller.source import Event, Health, Manifest, SourceError, SourceUnavailable
 from controller.statefiles import StateFiles
-from controller.status import Seen
+from controller.status import Direction, Leak, LeakStatus, Seen
+from wgpy.config import DeviceSnapshot
 
 CLUSTER = Cluster(nodes={"n1": Node("n1")})
 FINDING = Finding("PodMtuTooLarge", "IPv4", "pods have 1500: restart them")
@@ -26,6 +30,14 @@ class Source:
     def __init__(self) -> None:
         self.told: list[Event] = []
         self.is_away = False
+        self.refusal = ""
+        self.patches: list[Manifest] = []
+
+    async def merge_status(self, node: str, patch: Manifest) -> None:
+        if self.refusal:
+            raise SourceError(self.refusal)
+        assert node == "n1"
+        self.patches.append(patch["status"]["conditions"][0])
 
     def health(self) -> Health:
         return Health(not self.is_away, 1.0, "gone" if self.is_away else None, 1, 0)
@@ -59,7 +71,13 @@ def source() -> Source:
 
 
 @pytest.fixture
-def reporter(source: Source, tmp_path: Path, clock: Clock) -> Reporter:
+def reporter(source: Source, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Reporter:
+    """One that waits for the disk, however long that takes: what it has told is on it."""
+
+    async def at_once(function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+    monkeypatch.setattr(asyncio, "to_thread", at_once)
     made = Reporter(source, "calico", "n1", StateFiles(tmp_path), is_strict=True)  # type: ignore[arg-type]
     made.begin()
     return made
@@ -150,6 +168,82 @@ async def test_there_is_a_sample_every_quarter_of_an_hour_and_a_standing_every_d
 
     at = {kind: [one.at - began for one in read(tmp_path) if one.kind == kind] for kind in ("sample", "standing")}
     assert at == {"sample": [900.0 * number for number in range(97)], "standing": [0.0, 86400.0]}
+
+
+ENABLED = Seen(at=1.0, public_key=b"\x01" * 32, interface="wg", snapshot=DeviceSnapshot())
+READY = Cluster(nodes={"n1": Node("n1", NodeNetwork(public_key=b"\x01" * 32))})
+
+
+async def test_the_condition_is_written_when_it_changes_and_now_and_then(
+    reporter: Reporter, source: Source, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CONDITION_SECONDS", 0.0)
+    cases = [(READY, "True"), (READY, None), (CLUSTER, "False"), (CLUSTER, None), (READY, "True")]
+    task = asyncio.create_task(reporter.run())
+    for cluster, expected in cases:
+        before = len(source.patches)
+        clock.now += 60
+        reporter.conclude(cluster, {Family.IPV4: ENABLED}, (), (), 0.1, is_success=True)
+        reporter.wake()
+        await asyncio.sleep(0.05)
+        assert [patch["status"] for patch in source.patches[before:]] == ([expected] if expected else [])
+    assert [patch["lastTransitionTime"][14:16] for patch in source.patches] == ["17", "19", "21"]
+
+    reporter.conclude(READY, {Family.IPV4: replace(ENABLED, rest="not enabled")}, (), (), 0.1, is_success=True)
+    reporter.wake()
+    await asyncio.sleep(0.05)
+    assert source.patches[-1]["$patch"] == "delete"
+
+    monkeypatch.setattr(module, "CONDITION_RENEWAL_SECONDS", 0.02)
+    before = len(source.patches)
+    reporter.conclude(READY, {Family.IPV4: ENABLED}, (), (), 0.1, is_success=True)
+    reporter.wake()
+    async with asyncio.timeout(5):
+        while len(source.patches) < before + 3:
+            await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert [patch.get("status") for patch in source.patches[-3:]] == ["True"] * 3, "it is renewed"
+
+
+async def test_a_condition_that_may_not_be_written_is_said_once_and_tried_again(
+    reporter: Reporter, source: Source, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "CONDITION_SECONDS", 0.0)
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)
+    source.refusal = "may not patch nodes/status: 403, RBAC"
+    conclude(reporter)
+    await told(reporter, source)
+    assert caplog.text.count("cannot write the Node's condition: may not patch") == 1
+
+    source.refusal = ""
+    await told(reporter, source)
+    assert source.patches
+
+
+async def test_who_leaves_takes_the_condition_back(reporter: Reporter, source: Source, caplog: pytest.LogCaptureFixture) -> None:
+    await reporter.take_back()
+    assert source.patches == [{"$patch": "delete", "type": "WireGuardReady"}]
+    assert [event.reason for event in source.told] == ["WireGuardLeft"]
+
+    source.refusal = "gone"
+    await reporter.take_back()
+    assert "the Node's condition stays: gone" in caplog.text
+
+
+async def test_leaks_of_many_peers_are_one_event(reporter: Reporter, source: Source) -> None:
+    conclude(reporter)
+    before = len(await told(reporter, source))
+    leaks = tuple(Leak(Family.IPV4, f"n{number}", Direction.OUTBOUND, 2, 1.0, "a > b, TCP, on eth0") for number in range(2, 9))
+
+    for _ in range(2):
+        reporter.conclude(CLUSTER, {}, (), (), 0.1, True, LeakStatus(("eth0",), leaks=leaks))
+        reporter.wake()
+
+    (event,) = (await told(reporter, source))[before:]
+    assert (event.reason, event.is_warning) == ("WireGuardLeak", True)
+    assert "14 packets between pods of this node and of n2, n3, n4, n5, n6 and 2 more" in event.message
+    assert "a > b, TCP, on eth0" in event.message
 
 
 async def test_an_api_server_that_is_away_is_told_later(

@@ -1,5 +1,6 @@
 """Each node is asked one question, and the answer survives the disk."""
 
+import json
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
@@ -13,7 +14,10 @@ from controller.status import (
     STALE_SECONDS,
     UNANSWERED_BYTES,
     AgentStatus,
+    Direction,
     FamilyStatus,
+    Leak,
+    LeakStatus,
     PeerStatus,
     Seen,
     SourceStatus,
@@ -95,6 +99,8 @@ def test_what_is_said_of_ourselves() -> None:
     assert family.is_enabled and family.is_published and family.has_data_plane
     assert (family.public_key, family.announced) == (format_key(OWN_KEY), format_key(OWN_KEY))
     assert (family.interface, family.interface_address, family.mtu) == ("wireguard.caliu", "10.0.1.9", 1440)
+    blocks = (Block(ip_network("10.0.1.64/26"), "n1"), Block(ip_network("10.0.1.0/26"), "n1"))
+    assert status(replace(own, blocks=blocks), seen()).ranges == ("10.0.1.0/26", "10.0.1.64/26")
 
 
 def test_what_cannot_be_encrypted_is_refused_where_that_is_the_rule() -> None:
@@ -287,7 +293,18 @@ families = st.builds(
     st.sampled_from(Family),
     rest=optional_texts,
     mtu=st.none() | st.integers(),
+    ranges=st.lists(texts, max_size=2).map(tuple),
     peers=st.lists(peers, max_size=3, unique_by=lambda peer: peer.name).map(tuple),
+)
+leaks = st.builds(
+    LeakStatus,
+    interfaces=st.lists(texts, max_size=2).map(tuple),
+    why=optional_texts,
+    leaks=st.lists(
+        st.builds(Leak, st.sampled_from(Family), texts, st.sampled_from(Direction), st.integers(1), st.floats(0, 2e9), texts),
+        max_size=2,
+        unique_by=lambda leak: (leak.family, leak.peer, leak.direction),
+    ).map(tuple),
 )
 statuses = st.builds(
     AgentStatus,
@@ -297,6 +314,7 @@ statuses = st.builds(
     findings=st.lists(st.builds(Finding, texts, texts, texts, st.booleans()), max_size=2).map(tuple),
     passed_at=times,
     pass_seconds=times,
+    leaks=st.none() | leaks,
 )
 
 
@@ -322,6 +340,13 @@ def test_what_is_written_is_read_back(one: AgentStatus) -> None:
 def test_anything_else_is_no_status(text: str) -> None:
     with pytest.raises(ValueError):
         from_json(text)
+
+
+def test_a_status_from_before_there_was_a_leak_detector_is_one_all_the_same() -> None:
+    document = json.loads(to_json(agent(joined())))
+    del document["leaks"], document["families"][0]["ranges"]
+
+    assert from_json(json.dumps(document)) == agent(joined())
 
 
 def test_a_status_of_a_version_with_other_fields_is_no_status() -> None:

@@ -38,6 +38,8 @@ MTU = 1420
 FAMILIES = (4, 6) if has_ipv6() else (4,)
 PATIENCE = 20.0
 """Seconds that something may take on a busy machine: a handshake whose first message is lost takes 5."""
+AT_ONCE = 4.0
+"""Seconds. What is answered within them did not wait for a second try of anything, which takes 5."""
 ROOMY_MTU = 9000
 """The MTU of underlay and pods where neither is to be in the way."""
 CLONE_NEWNET = 0x40000000
@@ -120,11 +122,14 @@ def command_of(kind: str) -> list[str]:
 class DataPlane:
     """A process that serves one interface of a node, in the foreground. Its log is kept."""
 
-    def __init__(self, node: Node, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, node: Node, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None, *, keep_log: bool = True
+    ) -> None:
+        """``keep_log``: what others of this name have logged before it stays."""
         self.node = node
         self.name = name
         self.log = node.directory / f"{name}.log"
-        with self.log.open("ab") as output:
+        with self.log.open("ab" if keep_log else "wb") as output:
             self.process = node.start(argv, output, {"LOG_LEVEL": "error", **(env or {})})
 
     @classmethod

@@ -65,8 +65,7 @@ def test_traffic_crosses_whole_without(
     ],
 )
 def test_the_log_says_once_what_is_done_without(node: Node, words: str) -> None:
-    plane = DataPlane(node, "wg0", [*WGPY, "run", "wg0"], {"LOG_LEVEL": "info", "WGPY_WITHOUT": EVERYTHING})
-    plane.log.write_text("")
+    plane = DataPlane(node, "wg0", [*WGPY, "run", "wg0"], {"LOG_LEVEL": "info", "WGPY_WITHOUT": EVERYTHING}, keep_log=False)
     plane.wait_until_ready()
     for state in ("up", "down") * 3:  # the sockets are bound anew each time
         node.configure(links=[f"link set wg0 {state}"])

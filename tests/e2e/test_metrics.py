@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from controller.demo.topology import Node
-from tests.e2e.lab import PORT, Tunnel, inside, ping
+from tests.e2e.lab import PORT, End, Tunnel, inside, ping, wait_for
 from tests.e2e.traffic import transfer
+from wgpy.config import PeerSnapshot
 
 ADDRESS = ("127.0.0.1", 9586)
 
@@ -53,15 +54,28 @@ def test_counters_grow_while_traffic_flows_and_hold_nothing_up(tunnel: Tunnel) -
         seen = [scrape(first.node)["wireguard_bytes_sent"]]
         while not running.done():
             seen.append(scrape(first.node)["wireguard_bytes_sent"])
-    after = scrape(first.node)
 
     assert running.result().is_intact
     assert seen == sorted(seen)
     assert len(set(seen)) > 2
+    after, peer = at_rest(first)
     assert after["wireguard_bytes_sent"] - before["wireguard_bytes_sent"] > size
-    assert after["wireguard_bytes_sent"] == first.peer.tx_bytes
-    assert after["wireguard_bytes_rcvd"] == first.peer.rx_bytes
-    assert after["wireguard_latest_handshake_seconds"] == pytest.approx(first.peer.last_handshake / 1e9)
+    assert after["wireguard_bytes_sent"] == peer.tx_bytes
+    assert after["wireguard_bytes_rcvd"] == peer.rx_bytes
+    assert after["wireguard_latest_handshake_seconds"] == pytest.approx(peer.last_handshake / 1e9)
+
+
+def at_rest(end: End) -> tuple[dict[str, float], PeerSnapshot]:
+    """Metrics, and what UAPI says of the peer, of a moment when nothing passed: the last of a TCP connection comes after its end
+    is known."""
+
+    def look() -> tuple[dict[str, float], PeerSnapshot] | None:
+        before, samples = end.peer, scrape(end.node)
+        return (samples, before) if end.peer == before else None
+
+    found = wait_for(look, "nothing passes")
+    assert found is not None
+    return found
 
 
 def test_the_labels_are_those_of_felix(tunnel: Tunnel) -> None:

@@ -73,8 +73,7 @@ def nothing_left(node: Node) -> Iterator[None]:
 
 def start(node: Node, prefix: Sequence[str], *options: str, log_level: str = "info") -> DataPlane:
     """A drop-in for NAME that was started with ``prefix``, and is ready."""
-    plane = DataPlane(node, NAME, [*prefix, *WGPY, *(options or ("-f",)), NAME], {"LOG_LEVEL": log_level})
-    plane.log.write_text("")
+    plane = DataPlane(node, NAME, [*prefix, *WGPY, *(options or ("-f",)), NAME], {"LOG_LEVEL": log_level}, keep_log=False)
     plane.wait_until_ready()
     return plane
 

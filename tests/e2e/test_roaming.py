@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from controller.demo.topology import Address
-from tests.e2e.lab import FAMILIES, PORT, End, Tunnel, flood, ping, spare_address
+from tests.e2e.lab import AT_ONCE, FAMILIES, PORT, End, Tunnel, flood, ping, spare_address
 from tests.e2e.wire import INITIATION, RESPONSE, TRANSPORT, messages
 from wgpy.config import Endpoint, SetDevice, SetPeer
 from wgpy.wgconf import format_key
@@ -55,14 +55,14 @@ def test_a_node_with_another_address_or_port_is_followed_at_its_first_packet(tun
 
     moved = spare_address(mover.number, tunnel.outer)
     give(mover, tunnel.outer, moved)
-    assert ping(mover.pod, observer.pod.address(4), count=1, patience=1) == 1
+    assert ping(mover.pod, observer.pod.address(4), count=1, patience=AT_ONCE) == 1
     assert observer.peer.config.endpoint == endpoint(moved)
-    assert ping(observer.pod, mover.pod.address(4), count=2, patience=1) == 2
+    assert ping(observer.pod, mover.pod.address(4), count=2, patience=AT_ONCE) == 2
 
     mover.client.set([SetDevice(listen_port=PORT + 1)])
-    assert ping(mover.pod, observer.pod.address(FAMILIES[-1]), count=1, patience=1) == 1
+    assert ping(mover.pod, observer.pod.address(FAMILIES[-1]), count=1, patience=AT_ONCE) == 1
     assert observer.peer.config.endpoint == endpoint(moved, PORT + 1)
-    assert ping(observer.pod, mover.pod.address(4), count=2, patience=1) == 2
+    assert ping(observer.pod, mover.pod.address(4), count=2, patience=AT_ONCE) == 2
 
     assert mover.peer.config.endpoint == endpoint(observer.node.address(tunnel.outer))
 
@@ -96,7 +96,7 @@ def test_an_address_that_is_gone_is_not_answered_from(tunnel: Tunnel) -> None:
 
     first.client.set([SetPeer(second.public_key, endpoint=endpoint(moved))])
     with tunnel.capture() as capture:
-        assert ping(first.pod, second.pod.address(4), count=3, patience=1) == 3
+        assert ping(first.pod, second.pod.address(4), count=3, patience=AT_ONCE) == 3
 
     sources = {one.source for one in messages(capture.frames, INITIATION, RESPONSE, TRANSPORT)}
     assert sources == {first.node.address(tunnel.outer), moved}

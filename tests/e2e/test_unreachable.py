@@ -120,8 +120,7 @@ def test_an_interface_in_another_namespace_tells_those_who_are_there(machine: No
 
 def test_without_net_raw_packets_are_dropped_in_silence_and_one_line_says_so(node: Node) -> None:
     argv = ["setpriv", "--inh-caps=-net_raw", "--bounding-set=-net_raw", *WGPY, "-f", "wg1"]
-    plane = DataPlane(node, "wg1", argv, {"LOG_LEVEL": "info"})
-    plane.log.write_text("")
+    plane = DataPlane(node, "wg1", argv, {"LOG_LEVEL": "info"}, keep_log=False)
     try:
         plane.wait_until_ready()
         node.configure(links=["addr add 10.99.0.1/24 dev wg1", "link set wg1 up"])

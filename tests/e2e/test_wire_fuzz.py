@@ -35,10 +35,12 @@ def watched(end: End) -> Iterator[list[bytes]]:
     ended = threading.Event()
 
     def read() -> None:
-        while not ended.is_set():
+        while True:
             try:
                 packet, (_, _, kind, _, _) = sniffer.recvfrom(1 << 16)
-            except TimeoutError:
+            except TimeoutError:  # nothing waits to be read: only then may it end
+                if ended.is_set():
+                    return
                 continue
             if kind != socket.PACKET_OUTGOING and not is_honest(packet):
                 delivered.append(packet)

@@ -24,7 +24,7 @@ from tests.fuzz.reader import Reader
 from tests.tun.packets import word_sum
 from tun.offload import GSO_NONE, NEEDS_CSUM, VIRTIO_HEADER, OffloadError, packets_of
 from wgpy.config import Endpoint, Prefix, SetDevice, SetPeer
-from wgpy.core.device import Device
+from wgpy.core.device import Device, Outputs
 from wgpy.core.drops import Drop
 from wgpy.core.icmp import refused, unreachable
 from wgpy.daemon.netlink import conntrack_query, parse_attributes
@@ -93,7 +93,7 @@ def owner(address: bytes) -> Site | None:
     return max(found, key=lambda pair: pair[0])[1] if found else None
 
 
-class Subject:
+class Subject(Outputs):
     """A device, and what it sends and writes."""
 
     def __init__(self) -> None:

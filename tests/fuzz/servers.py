@@ -98,20 +98,27 @@ def answers(said: bytes) -> Iterator[tuple[str, list[Change] | None]]:
 
 
 class _Writer:
-    """What the server writes to a client."""
+    """What the server writes to a client. It is its own transport."""
 
     def __init__(self) -> None:
         self.written = b""
-        self.closed = 0
+        self.closed = self.aborted = 0
+        self.transport = self
 
     def write(self, data: bytes) -> None:
         self.written += data
 
-    async def drain(self) -> None:
-        pass
+    def is_closing(self) -> bool:
+        return bool(self.closed)
 
     def close(self) -> None:
         self.closed += 1
+
+    async def wait_closed(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        self.aborted += 1
 
 
 async def _broken() -> Answer:
@@ -135,7 +142,7 @@ def http(data: bytes) -> None:
         writer = _runner().run(serve())
     finally:
         log.disabled = False
-    assert writer.closed == 1
+    assert writer.closed == writer.aborted == 1
     assert writer.written.split(b" ", 2)[1] == _status(data)
 
 

@@ -37,6 +37,9 @@ KINDS = {"Node": "v1"} | dict.fromkeys(("IPAMBlock", "IPPool", "FelixConfigurati
 SHIPPED = [ROOT / "deploy" / "kustomize" / "base" / name for name in ("rbac.yaml", "policy.yaml")]
 
 HOST_END_MAC = "ee:ee:ee:ee:ee:ee"
+ANSWER_SECONDS = 5.0
+"""Longer than an answer takes on a busy machine."""
+
 INTERFACES = {4: WG4, 6: WG6}
 PORTS = {4: 51820, 6: 51821}
 UNDERLAY = {4: "192.0.2.{}", 6: "fd00:aa::{}"}
@@ -251,9 +254,9 @@ class Ping:
             self._process = subprocess.Popen(words, stdout=output, stderr=output)
 
     def answers(self) -> dict[int, float]:
-        """When (wall clock) each was answered, by number."""
-        found = re.findall(r"^\[([0-9.]+)\] .*icmp_seq=(\d+) ttl=", self.path.read_text(), re.MULTILINE)
-        return {int(number): float(at) for at, number in found}
+        """When (wall clock) each that was answered was sent, by number."""
+        found = re.findall(r"^\[([0-9.]+)\] .*icmp_seq=(\d+) ttl=.*time=([0-9.]+) ms", self.path.read_text(), re.MULTILINE)
+        return {int(number): float(at) - float(milliseconds) / 1e3 for at, number, milliseconds in found}
 
     def stop(self) -> int:
         """How many were sent."""
@@ -264,10 +267,18 @@ class Ping:
         return int(found[1]) if found else 0
 
     def lost(self) -> list[int]:
-        """Stop, and say which were not answered. The last may have been on their way."""
+        """Stop, and say which were not answered of those sent until now. The last may be on their way: one that is sent later is
+        waited for, and where none is answered any more, all but the very last count."""
+        now = time.time()
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while self._process.poll() is None and time.monotonic() < deadline:
+            if any(sent_at > now for sent_at in self.answers().values()):
+                break
+            time.sleep(0.02)
         sent = self.stop()
         answered = self.answers()
-        return [number for number in range(1, sent - 1) if number not in answered]
+        until = min((number for number, sent_at in answered.items() if sent_at > now), default=sent - 1)
+        return [number for number in range(1, until) if number not in answered]
 
 
 @contextmanager

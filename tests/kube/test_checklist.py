@@ -57,6 +57,8 @@ def way(lab: KubeLab, here: Node | str, there: int, version: int) -> str:
     with capture(one, INNER, direction="out") as clear, capture(one, transport_data(version), direction="out") as encrypted:
         is_answered = here.ping(address) if isinstance(here, Node) else lab.reaches(here, address)
         assert is_answered, f"{address} does not answer"
+        if there != one.number:
+            lab.until(lambda: clear() or encrypted(), "a packet to leave n1")
         ways = {(True, False): "in clear", (False, True): "encrypted", (False, False): "not at all"}
         return ways.get((bool(clear()), bool(encrypted())), "in both ways")
 

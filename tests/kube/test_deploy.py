@@ -2,128 +2,114 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from controller.desired import DEFAULT_NUMBERS
-from controller.model import Family, FelixConfiguration
-from tests.kube.testbed import MERGE_PATCH, ROOT, ApiError, Testbed, until
-
-KUSTOMIZE = ROOT / "deploy" / "kustomize"
-BASE = KUSTOMIZE / "base"
-COMPONENTS = sorted(path.name for path in (KUSTOMIZE / "components").iterdir())
-OF_THE_PROMETHEUS_OPERATOR = ("PodMonitor", "PrometheusRule")
+from tests.deploy.manifests import (
+    BASE,
+    CHART,
+    COMPONENTS,
+    MONITORING_KINDS,
+    VARIANTS,
+    Manifest,
+    charted,
+    container,
+    helm,
+    kustomized,
+    need,
+)
+from tests.kube.testbed import MERGE_PATCH, ApiError, Testbed, until
 
 KEY = "projectcalico.org/WireguardPublicKey"
 KEY_V6 = "projectcalico.org/WireguardPublicKeyV6"
 PUBLIC_KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 EVENTS = "/apis/events.k8s.io/v1/namespaces/default/events"
 
-Manifest = dict[str, Any]
-
 
 # What is shipped ------------------------------------------------------------------------------------------------------
 
 
-def rendered(kube: Testbed, folder: Path, *components: str) -> list[Manifest]:
-    """What ``kubectl apply --kustomize`` sends for the base with these components."""
-    overlay = {
-        "apiVersion": "kustomize.config.k8s.io/v1beta1",
-        "kind": "Kustomization",
-        "resources": [_from(folder, BASE)],
-        "components": [_from(folder, KUSTOMIZE / "components" / component) for component in components],
-    }
-    (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
-    return list(yaml.safe_load_all(kube.kubectl("kustomize", "--load-restrictor=LoadRestrictionsNone", str(folder))))
+@pytest.fixture(scope="module")
+def with_monitoring(kube: Testbed) -> Iterator[Testbed]:
+    """The API server, with the Prometheus operator's kinds."""
+    need(MONITORING_KINDS)
+    for path in MONITORING_KINDS.glob("*.yaml"):
+        kube.kubectl("apply", "--server-side", "-f", str(path))
+    kube.kubectl("wait", "--for=condition=Established", "--timeout=20s", "-f", str(MONITORING_KINDS))
+    yield kube
+    kube.kubectl("delete", "-f", str(MONITORING_KINDS))
 
 
-def _from(folder: Path, path: Path) -> str:
-    """kustomize wants relative paths."""
-    return str(Path(*[".."] * (len(folder.resolve().parts) - 1)) / path.relative_to("/"))
+def dry_run(kube: Testbed, manifests: list[Manifest], check: bool = True) -> str:
+    words = ("apply", "--dry-run=server", "--validate=strict", "-f", "-")
+    return kube.kubectl(*words, stdin=yaml.safe_dump_all(manifests), check=check)
 
 
-def daemon_set(manifests: list[Manifest]) -> Manifest:
-    (found,) = (manifest for manifest in manifests if manifest["kind"] == "DaemonSet")
-    return found
-
-
-def container(manifests: list[Manifest], name: str) -> Manifest:
-    (found,) = (each for each in daemon_set(manifests)["spec"]["template"]["spec"]["containers"] if each["name"] == name)
-    return dict(found)
-
-
-@pytest.mark.parametrize("components", [(), *((component,) for component in COMPONENTS), ("strict", "net-raw", "monitoring")])
-def test_the_api_server_takes_every_field_of_every_manifest(kube: Testbed, tmp_path: Path, components: tuple[str, ...]) -> None:
-    manifests = [each for each in rendered(kube, tmp_path, *components) if each["kind"] not in OF_THE_PROMETHEUS_OPERATOR]
-
-    said = kube.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=yaml.safe_dump_all(manifests))
-
-    assert said.count("created (server dry run)") == len(manifests) >= 10, said
-
-
-def test_a_field_that_is_not_there_would_be_found_out(kube: Testbed, tmp_path: Path) -> None:
-    manifests = rendered(kube, tmp_path)
-    daemon_set(manifests)["spec"]["template"]["spec"]["hostNetwrok"] = True
-
-    said = kube.kubectl(
-        "apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=yaml.safe_dump_all(manifests), check=False
-    )
-
-    assert 'unknown field "spec.template.spec.hostNetwrok"' in said
-
-
-def test_the_data_plane_has_the_interfaces_that_the_agent_takes_by_default(kube: Testbed, tmp_path: Path) -> None:
-    command = container(rendered(kube, tmp_path), "data-plane")["command"]
-
-    felix = FelixConfiguration()
-    wanted = [DEFAULT_NUMBERS[family].interface_name(felix.of(family).interface) for family in Family]
-    assert command[2 : 2 + len(wanted)] == wanted
-
-
-def test_the_containers_share_sockets_and_state_and_only_the_agent_has_a_token(kube: Testbed, tmp_path: Path) -> None:
-    manifests = rendered(kube, tmp_path)
-    mounts = {
-        name: {mount["name"]: mount["mountPath"] for mount in container(manifests, name)["volumeMounts"]}
-        for name in ("data-plane", "agent")
-    }
-
-    assert mounts["data-plane"].items() & mounts["agent"].items() == {("sockets", "/run/wireguard"), ("state", "/var/lib/wgpy")}
-    assert "api" in mounts["agent"] and "api" not in mounts["data-plane"]
-    assert daemon_set(manifests)["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
-
-
-@pytest.mark.parametrize("name", ["data-plane", "agent"])
-def test_a_container_has_one_capability_and_writes_only_where_something_is_mounted(
-    kube: Testbed, tmp_path: Path, name: str
+@pytest.mark.parametrize("components", [(), *((component,) for component in COMPONENTS), VARIANTS["much"][0]])
+def test_the_api_server_takes_every_field_of_every_manifest(
+    with_monitoring: Testbed, tmp_path: Path, components: tuple[str, ...]
 ) -> None:
-    bounds = container(rendered(kube, tmp_path), name)["securityContext"]
+    manifests = kustomized(tmp_path, *components)
 
-    assert bounds["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN"]}
-    assert bounds["readOnlyRootFilesystem"] and not bounds["allowPrivilegeEscalation"] and "privileged" not in bounds
+    said = dry_run(with_monitoring, manifests)
 
-
-def test_the_components_change_what_they_say(kube: Testbed, tmp_path: Path) -> None:
-    manifests = rendered(kube, tmp_path, "strict", "net-raw")
-
-    assert {"name": "WGPY_STRICT", "value": "true"} in container(manifests, "agent")["env"]
-    assert container(manifests, "data-plane")["securityContext"]["capabilities"]["add"] == ["NET_ADMIN", "NET_RAW"]
+    assert said.count("(server dry run)") == len(manifests) >= 10, said
 
 
-def test_a_pod_monitor_scrapes_ports_that_are_served_on_the_address_it_asks(kube: Testbed, tmp_path: Path) -> None:
-    manifests = rendered(kube, tmp_path, "monitoring")
-    (monitor,) = (manifest for manifest in manifests if manifest["kind"] == "PodMonitor")
+@pytest.mark.parametrize("settings", [*(values for _, values in VARIANTS.values()), ("metrics.dashboard=true",)])
+def test_the_api_server_takes_every_field_of_the_chart(with_monitoring: Testbed, settings: tuple[str, ...]) -> None:
+    manifests = charted(*settings)
 
-    ports: dict[str, int] = {}
-    for name in ("data-plane", "agent"):
-        spec = container(manifests, name)
-        (host,) = (variable for variable in spec["env"] if variable["name"] == "METRICS_HOST")
-        assert host == {"name": "METRICS_HOST", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}
-        assert all("host" not in spec[probe]["httpGet"] for probe in ("startupProbe", "livenessProbe", "readinessProbe"))
-        ports |= {port["name"]: port["containerPort"] for port in spec["ports"]}
-    assert [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == list(ports)
-    assert ports == {"metrics": 9586, "metrics-v6": 9587, "metrics-agent": 9588}
+    said = dry_run(with_monitoring, manifests)
+
+    assert said.count("(server dry run)") == len(manifests) >= 10, said
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("DaemonSet", "spec.template.spec.hostNetwrok"),
+        ("ValidatingAdmissionPolicy", "spec.failurePolice"),
+        ("PodMonitor", "spec.podMetricsEndpoint"),
+        ("PrometheusRule", "spec.grups"),
+    ],
+)
+def test_a_field_that_is_not_there_would_be_found_out(with_monitoring: Testbed, kind: str, path: str) -> None:
+    manifests = charted(*VARIANTS["monitoring"][1])
+    place = next(manifest for manifest in manifests if manifest["kind"] == kind)
+    *steps, name = path.split(".")
+    for step in steps:
+        place = place[step]
+    place[name] = True
+
+    assert f'unknown field "{path}"' in dry_run(with_monitoring, manifests, check=False)
+
+
+def test_helm_installs_changes_and_removes_it(private_kube: Testbed) -> None:
+    def with_helm(verb: str, *words: str | Path) -> str:
+        cluster = ("--namespace", "kube-system", "--kubeconfig", str(private_kube.kubeconfig))
+        return helm(verb, "wgpy", *words, *cluster, home=private_kube.path)
+
+    def environment() -> list[Manifest]:
+        return list(container([private_kube.get("DaemonSet", "wgpy", "apps/v1", "kube-system")], "agent")["env"])
+
+    strict = {"name": "WGPY_STRICT", "value": "true"}
+
+    said = with_helm("install", CHART)
+    assert "STATUS: deployed" in said and "wgpy leave" in said
+    assert strict not in environment()
+    with_helm("upgrade", CHART, "--set", "strict=true")
+    assert strict in environment()
+    with_helm("rollback", "1")
+    assert strict not in environment()
+
+    with_helm("uninstall")
+
+    for manifest in charted():
+        metadata = manifest["metadata"]
+        with pytest.raises(ApiError, match="404"):
+            private_kube.get(manifest["kind"], metadata["name"], manifest["apiVersion"], metadata.get("namespace"))
 
 
 # The admission policy -------------------------------------------------------------------------------------------------
@@ -204,6 +190,16 @@ def test_a_token_that_names_no_node_is_good_for_none(deployed: Testbed) -> None:
     assert "its token does not name" in refusal(deployed, deployed.token("wgpy"), "mine", {KEY: PUBLIC_KEY})
 
 
+def test_a_token_that_is_bound_to_the_node_itself_is_as_good_as_a_pods(deployed: Testbed) -> None:
+    """docs/hosts.md: what an agent outside of the cluster has."""
+    words = ("create", "token", "wgpy", "--namespace=kube-system", "--bound-object-kind=Node", "--bound-object-name=mine")
+    token = deployed.kubectl(*words).strip()
+
+    assert refusal(deployed, token, "mine", {KEY: PUBLIC_KEY}) == ""
+    assert refusal(deployed, token, "mine", {KEY: None}) == ""
+    assert "own Node only, and this one runs on mine" in refusal(deployed, token, "other", {KEY: PUBLIC_KEY})
+
+
 @pytest.mark.parametrize("annotations", [{"new": "1"}, {"foreign": "2"}, {"foreign": None}, {KEY: PUBLIC_KEY, "foreign": "2"}])
 def test_an_agent_may_not_touch_the_annotations_of_others(
     deployed: Testbed, agent: str, annotations: dict[str, str | None]
@@ -264,8 +260,8 @@ def test_an_agent_makes_events_about_its_own_node_only(deployed: Testbed, agent:
 def flannel(deployed: Testbed, agent: str, tmp_path: Path) -> Iterator[Testbed]:
     """Its policy in the place of the base's."""
     kinds = ("ValidatingAdmissionPolicy", "ClusterRole")
-    changed = [each for each in rendered(deployed, tmp_path, "flannel") if each["kind"] in kinds]
-    before = [each for each in rendered(deployed, tmp_path) if each["kind"] in kinds]
+    changed = [each for each in kustomized(tmp_path, "flannel") if each["kind"] in kinds]
+    before = [each for each in kustomized(tmp_path) if each["kind"] in kinds]
     deployed.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(changed))
     until(lambda: refusal(deployed, agent, "mine", {"flannel.alpha.coreos.com/backend-type": "1"}) == "", "it to be in force")
     yield deployed

@@ -13,7 +13,7 @@ from controller.source import Objects, Ref, SourceError, SourceUnavailable
 from tests.controller.cluster import block, node
 from tests.controller.test_source import N1, PlainMesh, annotations
 from tests.kube.test_source import allow, classic, following, rule
-from tests.kube.testbed import CALICO_GROUPS, Testbed
+from tests.kube.testbed import CALICO_GROUPS, ApiError, Testbed, until
 
 RIGHTS = [
     rule("", "nodes", "list", "watch"),
@@ -135,6 +135,7 @@ async def test_a_version_that_is_gone_is_listed_anew(private_kube: Testbed, sour
     # As if it had slept through all of that.
     source._reflectors["Node"]._version = old
     private_kube.kill("kube-apiserver")
+    await until_failing(source)  # what had come was read
     source._reflectors["Node"]._version = old
     await asyncio.to_thread(private_kube.restart_apiserver)
     write(private_kube, "5")
@@ -240,4 +241,13 @@ def loosen_schema(kube: Testbed) -> None:
     crd: dict[str, Any] = kube.get("CustomResourceDefinition", name, "apiextensions.k8s.io/v1")
     versions = [crd["spec"]["versions"][0] | {"schema": anything}]
     kube.patch("CustomResourceDefinition", name, {"spec": {"versions": versions}}, "apiextensions.k8s.io/v1")
-    time.sleep(1)  # until the new schema is in force
+
+    def is_in_force() -> bool:
+        bad = {"apiVersion": CALICO_GROUPS[0], "kind": "IPAMBlock", "metadata": {"name": "bad"}, "spec": {"cidr": 12}}
+        try:
+            kube.request("POST", f"/apis/{CALICO_GROUPS[0]}/ipamblocks?dryRun=All", bad)
+        except ApiError:
+            return False
+        return True
+
+    until(is_in_force, "the new schema is in force")

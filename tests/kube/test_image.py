@@ -1,7 +1,8 @@
 """The image, built for real (``.ci/setup-image``), and its two containers as the DaemonSet describes them, run by runc.
 
 What a kubelet and its container runtime make of the manifest is made here of the same manifest: command, environment,
-capabilities, a root file system that is read-only, mounts, devices, the default seccomp profile, and the network of the node.
+capabilities, a root file system that is read-only, mounts, devices, the limit of memory, the default seccomp profile, and the
+network of the node. The manifests are those of the kustomize base and those of the Helm chart.
 So a capability, a system call or a path to write to that wgpy needs and the manifest does not grant is missing here, too.
 """
 
@@ -17,8 +18,9 @@ from typing import Any
 
 import pytest
 
-from tests.kube.lab import API_ADDRESS, make_kube_lab
-from tests.kube.test_deploy import Manifest, container, daemon_set, rendered
+from tests.controller.lab import Node
+from tests.deploy.manifests import Manifest, answers, command, container, daemon_set, deployed_by, probes, variables
+from tests.kube.lab import API_ADDRESS, INNER, KubeLab, capture, make_kube_lab, transport_data
 from tests.kube.testbed import ROOT, Testbed, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
@@ -47,6 +49,7 @@ def run(*command: str | Path, check: bool = True, seconds: float = 60) -> str:
 class Image:
     root: Path
     environment: Mapping[str, str]
+    user: str
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,7 @@ def image() -> Iterator[Image]:
     name = run(*BUILDAH, "from", "--pull-never", IMAGE).strip()
     try:
         root = Path(run(*BUILDAH, "mount", name).strip())
-        yield Image(root, dict(variable.split("=", 1) for variable in configuration["Env"]))
+        yield Image(root, dict(variable.split("=", 1) for variable in configuration["Env"]), configuration["User"])
     finally:
         run(*BUILDAH, "umount", name)
         run(*BUILDAH, "rm", name)
@@ -76,10 +79,20 @@ def test_what_is_shipped_is_wgpy_and_what_it_needs(image: Image) -> None:
     assert re.fullmatch(r"wgpy \d+\.\d+\.\d+\S*\n", in_image("wgpy", "--version"))
     assert "--kubeconfig" in in_image("wgpy", "agent", "--help")
     assert "nftables" in in_image("nft", "--version")
+    assert "--framework" in in_image("wgpy", "report", "--help")
     import_all = "import kubernetes.aio, pyroute2, wgpy.daemon.run, controller.agent, controller.kube.source"
     in_image("/opt/wgpy/bin/python", "-c", import_all)
     left_over = [path for path in ("source", "run/pip.crt", "etc/pip.conf", "opt/wgpy/bin/pip") if (image.root / path).exists()]
     assert left_over == []
+
+
+def test_who_is_not_told_to_be_root_is_nobody_and_may_do_what_takes_no_rights(image: Image) -> None:
+    words = ["chroot", f"--userspec={image.user}", str(image.root), "env", "-i", f"PATH={image.environment['PATH']}"]
+
+    assert image.user == "65532:65532"
+    assert len(run(*words, "wgpy", "genkey")) == 45
+    refused = subprocess.run([*words, "wgpy", "run", "wg0"], capture_output=True, text=True, check=False, timeout=20)
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr
 
 
 # The pod --------------------------------------------------------------------------------------------------------------
@@ -94,11 +107,13 @@ class Pod:
     path: Path
     namespace: str
     node: str = "n1"
+    address: str = "127.0.0.1"
     started: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("sockets", "state", "calico", "api", "runc"):
+        for name in ("sockets", "state", "calico", "api", "status-token", "runc"):
             (self.path / name).mkdir(parents=True)
+        (self.path / "status-token" / "token").write_text("not-a-secret-" * 3)
 
     def start(self, name: str) -> None:
         bundle = self.path / f"bundle-{name}"
@@ -145,14 +160,17 @@ class Pod:
         bounds = spec["securityContext"]
         assert bounds["capabilities"]["drop"] == ["ALL"]
         capabilities = [f"CAP_{capability}" for capability in bounds["capabilities"]["add"]]
-        environment = dict(self.image.environment) | self._environment(spec)
-        command = [re.sub(r"\$\((\w+)\)", lambda match: environment[match[1]], word) for word in spec["command"]]
+        environment = dict(self.image.environment) | variables(spec, self.node, self.address)
+        environment |= {
+            "KUBERNETES_SERVICE_HOST": API_ADDRESS,
+            "KUBERNETES_SERVICE_PORT": (self.path / "api" / "port").read_text(),
+        }
         return {
             "ociVersion": "1.0.0",
             "process": {
                 "user": {"uid": bounds["runAsUser"], "gid": bounds["runAsGroup"]},
                 "cwd": "/",
-                "args": command,
+                "args": command(spec, environment),
                 "env": [f"{name}={value}" for name, value in environment.items()],
                 "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
                 "noNewPrivileges": not bounds["allowPrivilegeEscalation"],
@@ -164,18 +182,14 @@ class Pod:
                     *({"type": kind} for kind in ("pid", "ipc", "uts", "mount")),
                     {"type": "network", "path": f"/var/run/netns/{self.namespace}"},
                 ],
-                "resources": {"devices": [{"allow": False, "access": "rwm"}, TUN]},
+                "resources": {
+                    "devices": [{"allow": False, "access": "rwm"}, TUN],
+                    "memory": {"limit": mebibytes(spec["resources"]["limits"]["memory"]) << 20},
+                },
                 "seccomp": seccomp(set(capabilities)),
                 "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
             },
         }
-
-    def _environment(self, spec: Manifest) -> dict[str, str]:
-        fields = {"spec.nodeName": self.node}
-        return {
-            variable["name"]: variable.get("value") or fields[variable["valueFrom"]["fieldRef"]["fieldPath"]]
-            for variable in spec["env"]
-        } | {"KUBERNETES_SERVICE_HOST": API_ADDRESS, "KUBERNETES_SERVICE_PORT": (self.path / "api" / "port").read_text()}
 
     def _mount(self, mount: Manifest) -> dict[str, Any]:
         volumes = {volume["name"]: volume for volume in daemon_set(self.manifests)["spec"]["template"]["spec"]["volumes"]}
@@ -189,6 +203,12 @@ class Pod:
 
     def _runc(self) -> list[str]:
         return ["runc", "--root", str(self.path / "runc")]
+
+
+def mebibytes(quantity: str) -> int:
+    found = re.fullmatch(r"(\d+)Mi", quantity)
+    assert found, quantity
+    return int(found[1])
 
 
 _MOUNTS = [
@@ -221,31 +241,26 @@ def seccomp(capabilities: set[str]) -> dict[str, Any]:
     }
 
 
-LOOPBACK = "http://127.0.0.1"
+def is_probed(pod: Pod, *names: str) -> bool:
+    """Whether all probes of these containers are answered, as the kubelet would ask."""
+    urls = (url for name in names for url in probes(container(pod.manifests, name), pod.address))
+    return answers(pod.namespace, *urls)
 
 
-def probes(pod: Pod, name: str) -> set[str]:
-    """What the kubelet would ask."""
-    spec = container(pod.manifests, name)
-    requests = [spec[probe]["httpGet"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")]
-    return {f"http://{request['host']}:{request['port']}{request['path']}" for request in requests}
+def is_whole(pod: Pod) -> bool:
+    """Whether the agent says that there is a peer and all is as it ought to be."""
+    said = pod.execute("agent", "wgpy", "mesh", "--output", "json", check=False)
+    found: dict[str, Any] = json.loads(said) if said else {"complaints": ["nothing is known"]}
+    return not found["complaints"] and all(family["peers"] for family in found["families"])
 
 
-def answers(pod: Pod, *urls: str) -> bool:
-    """Whether all of them are answered with 200, in the pod's network."""
-    fetch = "import sys, urllib.request as u; [u.urlopen(url, timeout=2).read() for url in sys.argv[1:]]"
-    command = ["ip", "netns", "exec", pod.namespace, "python3", "-c", fetch, *urls]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
-@pytest.fixture
-def pod(image: Image, kube: Testbed, tmp_path: Path) -> Iterator[Pod]:
+@pytest.fixture(params=["kustomize", "helm"])
+def pod(request: pytest.FixtureRequest, image: Image, tmp_path: Path) -> Iterator[Pod]:
     """A pod on a node that has nothing but a loopback."""
     namespace = f"h{os.getpid()}"
     run("ip", "netns", "add", namespace)
     run("ip", "-n", namespace, "link", "set", "lo", "up")
-    (overlay := tmp_path / "overlay").mkdir()
-    pod = Pod(image, rendered(kube, overlay), tmp_path / "pod", namespace)
+    pod = Pod(image, deployed_by(request.param, tmp_path), tmp_path / "pod", namespace)
     (pod.path / "api" / "port").write_text("1")
     try:
         yield pod
@@ -275,7 +290,8 @@ def test_the_data_plane_runs_as_the_manifest_bounds_it(pod: Pod) -> None:
 def test_the_data_plane_answers_its_probes(pod: Pod) -> None:
     pod.start("data-plane")
 
-    pod.until(lambda: answers(pod, *probes(pod, "data-plane"), f"{LOOPBACK}:9587/metrics"), "its probes to be answered")
+    pod.until(lambda: is_probed(pod, "data-plane"), "its probes to be answered")
+    assert answers(pod.namespace, f"http://{pod.address}:9587/metrics")
 
 
 def test_without_its_capability_it_would_not_run(pod: Pod) -> None:
@@ -293,17 +309,25 @@ def test_without_its_capability_it_would_not_run(pod: Pod) -> None:
 # Both containers, on a real API server ----------------------------------------------------------------------------------
 
 
-def test_the_pod_joins_the_mesh_with_the_rights_it_is_shipped_with(image: Image, kube: Testbed, tmp_path: Path) -> None:
+def on_node(image: Image, lab: KubeLab, node: Node, tool: str, folder: Path) -> Pod:
+    """The pod of a node of the lab, with the token that a kubelet would mount."""
+    pod = Pod(image, deployed_by(tool, folder), folder / "pod", node.namespace, node.name, f"192.0.2.{node.number}")
+    api = pod.path / "api"
+    (api / "token").write_text(lab.kube.token("wgpy", node=node.name))
+    shutil.copy(lab.kube.ca, api / "ca.crt")
+    (api / "namespace").write_text("kube-system")
+    (api / "port").write_text(str(lab.kube.port))
+    return pod
+
+
+@pytest.mark.parametrize("tool", ["kustomize", "helm"])
+def test_the_pod_joins_the_mesh_with_the_rights_it_is_shipped_with(
+    image: Image, kube: Testbed, tmp_path: Path, tool: str
+) -> None:
     """The lab has applied the shipped rights and policies."""
     with make_kube_lab(tmp_path, kube, f"h{os.getpid()}x", wireguardEnabled=True, wireguardEnabledV6=True) as lab:
         node = lab.add_node(1)
-        (overlay := tmp_path / "overlay").mkdir()
-        pod = Pod(image, rendered(kube, overlay), tmp_path / "pod", node.namespace)
-        api = pod.path / "api"
-        (api / "token").write_text(kube.token("wgpy", node=node.name))
-        shutil.copy(kube.ca, api / "ca.crt")
-        (api / "namespace").write_text("kube-system")
-        (api / "port").write_text(str(kube.port))
+        pod = on_node(image, lab, node, tool, tmp_path / "n1")
         try:
             pod.start("agent")  # no order is promised
             pod.start("data-plane")
@@ -311,10 +335,43 @@ def test_the_pod_joins_the_mesh_with_the_rights_it_is_shipped_with(image: Image,
             pod.until(lambda: node.key(4) and node.key(6), "both keys to be published")
             own = pod.execute("agent", "wgpy", "show", WG4, "public-key").strip()
             assert node.key(4) == own
-            pod.until(lambda: answers(pod, *probes(pod, "agent")), "the agent's probes to be answered")
-            assert "forbidden" not in pod.log("agent") and "Read-only" not in pod.log("agent")
+            pod.until(lambda: is_probed(pod, "agent"), "the agent's probes to be answered")
+            log = pod.log("agent")
+            assert not re.search("forbidden|Read-only|not permitted|NET_RAW|Traceback| ERROR ", log), log
 
             assert pod.terminate("agent") == 0
             assert node.key(4) == own
         finally:
             pod.close()
+
+
+def test_pods_meet_encrypted_between_a_node_of_each_kind(image: Image, kube: Testbed, tmp_path: Path) -> None:
+    """One node has what kustomize deploys, the other what Helm does, strict mode included."""
+    with make_kube_lab(tmp_path, kube, f"h{os.getpid()}y", wireguardEnabled=True, wireguardEnabledV6=True) as lab:
+        nodes = [lab.add_node(1), lab.add_node(2)]
+        lab.add_pod(1)
+        lab.add_pod(2)
+        lab.start_allocator(1, 2)
+        pods = [
+            on_node(image, lab, node, tool, tmp_path / node.name) for node, tool in zip(nodes, ("kustomize", "helm"), strict=True)
+        ]
+        try:
+            for pod in pods:
+                pod.start("data-plane")
+                pod.start("agent")
+            lab.until_pods_meet((1, 2), (2, 1))
+            for pod in pods:
+                pod.until(lambda pod=pod: is_probed(pod, "agent", "data-plane"), "all probes to be answered")
+                pod.until(
+                    lambda pod=pod: is_whole(pod), "everything to be as it ought to be: pods that met may have met in clear"
+                )
+
+            with capture(nodes[0], INNER) as in_clear, capture(nodes[0], transport_data(4)) as encrypted:
+                lab.until_pods_meet((1, 2), (2, 1))
+                assert in_clear() == [] and encrypted()
+            refusing = [bool(node.run("nft", "list", "tables").strip().count("wgpy-guard")) for node in nodes]
+            assert refusing == [False, True]
+        finally:
+            lab.stop_allocator()
+            for pod in pods:
+                pod.close()

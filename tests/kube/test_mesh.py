@@ -132,7 +132,7 @@ def test_one_command_switches_the_mesh_on_and_the_same_switches_it_off(
     one = lab.nodes[1]
     lab.until(lambda: not any(one.rules(version) or one.routes(version) for version in versions), "nothing is left")
     lab.until_pods_meet((1, 2), (2, 1), versions=versions)
-    assert not is_encrypted(lab, *versions)
+    lab.until(lambda: not is_encrypted(lab, *versions), "what is in clear is seen")
     lab.until(lambda: all(annotations(lab, number) == before[number] for number in (1, 2)), "the Nodes are as they were")
 
 
@@ -393,7 +393,7 @@ def test_host_encryption_takes_the_nodes_own_addresses_in_and_lets_go_of_them(me
             meet = lab.reaches(one.namespace, second) and lab.reaches(two.namespace, first)
             return meet and not clear()
 
-    assert not is_hidden()
+    lab.until(lambda: not is_hidden(), "what is in clear is seen")
     with pings(lab, (1, 3), (3, 1)) as to_plain:
         lab.typed(switch % "true")
         lab.until(is_hidden, "the nodes to meet in the tunnel")
@@ -426,7 +426,7 @@ def test_a_peer_that_is_no_node_is_reached_through_the_tunnel_and_stays(meshed: 
     try:
         lab.kill_agent(1, signal.SIGTERM)
         one.start_agent("--external-peers", str(peers))
-        lab.until(lambda: key in one.peers(), "the peer")
+        lab.until(lambda: key in one.peers() and one.routes().get(address) == WG4, "the peer, and the way to it")
         with capture(one, f"icmp and host {address}") as clear:
             lab.until(lambda: lab.reaches(lab.pod(1), address), "the pod to reach it")
             assert clear() == []
@@ -473,7 +473,7 @@ def test_a_node_that_leaves_is_talked_to_in_clear_before_it_takes_its_interface_
         assert lost(with_plain) == {}
         # Felix takes the peer off its device a moment before it changes the route.
         assert all(len(numbers) <= 2 for numbers in lost(with_peer).values())
-    assert not is_encrypted(lab, 4, 6)
+    lab.until(lambda: not is_encrypted(lab, 4, 6), "what is in clear is seen")
     one.start_agent()
     until_encrypted(lab, 4, 6)
 

@@ -44,7 +44,7 @@ def lab(need_kube: None, tmp_path: Path) -> Iterator[KubeLab]:
             yield lab
 
 
-@pytest.mark.parametrize("seconds", [60.0, pytest.param(600.0, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [15.0, *(pytest.param(seconds, marks=pytest.mark.long) for seconds in (60.0, 600.0))])
 def test_an_api_server_that_is_gone_costs_no_packet_and_changes_nothing(
     lab: KubeLab, seconds: float, figures: dict[str, str]
 ) -> None:

@@ -16,7 +16,8 @@ from controller.kube import events
 from controller.kube.source import KubernetesSource
 from controller.meshes.calico import Calico
 from controller.source import Event, Ref, SourceError
-from tests.kube.test_deploy import BASE, KEY, PUBLIC_KEY, Manifest
+from tests.deploy.manifests import BASE, Manifest
+from tests.kube.test_deploy import KEY, PUBLIC_KEY
 from tests.kube.testbed import CALICO_GROUPS, Testbed, until
 
 pytestmark = pytest.mark.long

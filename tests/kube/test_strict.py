@@ -41,8 +41,7 @@ def lab(kube: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kub
         lab.start_allocator(1, 2)
         lab.until_pods_meet(*ALL_WAYS)
         with watched(lab) as leaks:
-            time.sleep(0.5)
-            assert all(leaks().values()), "what is in clear is seen everywhere"
+            lab.until(lambda: all(leaks().values()), "what is in clear is seen everywhere")
         yield lab
 
 

@@ -2,7 +2,7 @@
 
     python -m tests.mutation                                  all modules, 15 minutes each
     python -m tests.mutation noise/replay.py --seconds 300    one of them, in 5 minutes
-    python -m tests.mutation noise/replay.py --survivors      again those that survived the last time, with the tests of now
+    python -m tests.mutation noise/replay.py --survivors      again those not killed the last time, with the tests of now
 
 mutmut breaks a copy of the tree and runs the tests that touch the broken function, the quick ones first, until one fails. A
 mutant that no test notices *survived*: either a test is missing, or the mutant is no mistake (it only costs time, say). Which
@@ -48,6 +48,7 @@ MODULES = {
 all of its tests: so for the large modules these are not all there are, but those that are about the module."""
 
 KINDS = {0: "survived", 1: "killed", 2: "killed", 3: "killed", 5: "no tests", 33: "no tests", None: "not run"}
+KILLED = ("killed", "timeout")
 TIMEOUTS = {-24, 24, 36, 152, 255}
 """mutmut's exit codes: SIGXCPU in its several forms, and that of :mod:`tests.mutation.limits`."""
 
@@ -56,7 +57,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description="break the code and see whether a test fails")
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(MODULES)}")
     parser.add_argument("--seconds", type=float, default=900, help="for each module (900); what is left then was not run")
-    parser.add_argument("--survivors", action="store_true", help="only mutants that survived before")
+    parser.add_argument("--survivors", action="store_true", help="only mutants that were not killed before")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir(), "wgpy-mutants"), help="where the copies are")
     arguments = parser.parse_args()
     unknown = [module for module in arguments.modules if module not in MODULES]
@@ -75,7 +76,7 @@ def run(module: str, work: Path, seconds: float, *, survivors_only: bool) -> Non
     """Run mutmut over ``module`` in a copy of the tree at ``work``. Its own words go to ``work``/mutmut.log."""
     refresh(work)
     _configure(module, work)
-    names = [name for name, kind in results(module, work).items() if kind in ("survived", "no tests")] if survivors_only else []
+    names = [name for name, kind in results(module, work).items() if kind not in KILLED] if survivors_only else []
     if survivors_only and not names:
         return
     command = [MUTMUT, "run", "--max-children", "1", *names]
@@ -133,7 +134,7 @@ def report(module: str, work: Path) -> bool:
     )
     print(f"{module:26}{len(found):>8}{columns}{score:>7.1f}%", flush=True)
     for name, kind in found.items():
-        if kind not in ("killed", "timeout", "not run"):
+        if kind not in (*KILLED, "not run"):
             print(f"    {name.rpartition('.')[2]}: {kind}\n{_change(name, work)}", flush=True)
     return score >= GOAL
 

@@ -1,6 +1,6 @@
 """§5.3, §5.4.4 and §5.4.7: both MACs and the life of a cookie."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from noise.cookie import CookieChecker, CookieHolder
@@ -21,10 +21,17 @@ def holder() -> CookieHolder:
     return CookieHolder(RemoteStatic(INITIATOR, RESPONDER.public))
 
 
+def answer(issuer: CookieChecker, message: bytes, now: float, secret: bytes = SECRET) -> bytes:
+    """A cookie reply, and the renewal that is due before it."""
+    if issuer.secret_is_old(now):
+        issuer.renew_secret(secret, NONCE, now)
+    return issuer.create_cookie_reply(message, HERE)
+
+
 def exchanged(now: float = 0.0) -> tuple[CookieChecker, CookieHolder]:
     """A responder under load, and an initiator that got its cookie."""
     issuer, sender = checker(), holder()
-    reply = issuer.create_cookie_reply(sender.add_macs(MESSAGE, now), HERE, NONCE, SECRET, now)
+    reply = answer(issuer, sender.add_macs(MESSAGE, now), now)
     assert sender.consume_cookie_reply(reply, now)
     return issuer, sender
 
@@ -40,9 +47,8 @@ def test_mac1_cookie_reply_and_mac2_are_the_known_ones(vectors: dict[str, bytes]
 
     assert sender.add_macs(without_macs, 0.0) == initiation
     assert issuer.mac1_is_valid(initiation)
-    reply = issuer.create_cookie_reply(
-        initiation, vectors["cookie_address"], vectors["cookie_nonce"], vectors["cookie_secret"], 0.0
-    )
+    issuer.renew_secret(vectors["cookie_secret"], vectors["cookie_nonce"], 0.0)
+    reply = issuer.create_cookie_reply(initiation, vectors["cookie_address"])
     assert reply == vectors["cookie_reply"]
     assert sender.consume_cookie_reply(reply, 0.0)
     assert sender.add_macs(without_macs, 0.0) == initiation[:-16] + vectors["initiation_mac2"]
@@ -89,7 +95,7 @@ def test_before_its_first_reply_a_checker_has_no_secret_anybody_could_know() -> 
     """Without the check of age, a cookie under the all-zero secret would do."""
     issuer, forger = checker(), holder()
     all_zero = checker()
-    forger.consume_cookie_reply(all_zero.create_cookie_reply(forger.add_macs(MESSAGE, 0.0), HERE, NONCE, bytes(32), 0.0), 0.0)
+    forger.consume_cookie_reply(answer(all_zero, forger.add_macs(MESSAGE, 0.0), 0.0, bytes(32)), 0.0)
 
     assert not issuer.mac2_is_valid(forger.add_macs(MESSAGE, 0.0), HERE, 0.0)
 
@@ -135,10 +141,10 @@ def test_a_secret_is_renewed_by_a_reply_when_it_is_120_seconds_old() -> None:
     issuer, sender = exchanged(now=1000.0)
     old = sender.add_macs(MESSAGE, 1100.0)
 
-    issuer.create_cookie_reply(old, HERE, NONCE, NEXT_SECRET, 1119.9)
+    answer(issuer, old, 1119.9, NEXT_SECRET)
     assert issuer.mac2_is_valid(old, HERE, 1119.9), "not yet"
 
-    reply = issuer.create_cookie_reply(old, HERE, NONCE, NEXT_SECRET, 1120.0)
+    reply = answer(issuer, old, 1120.0, NEXT_SECRET)
     assert not issuer.mac2_is_valid(old, HERE, 1120.0)
     assert sender.consume_cookie_reply(reply, 1120.0)
     assert issuer.mac2_is_valid(sender.add_macs(MESSAGE, 1120.0), HERE, 1120.0)
@@ -148,7 +154,7 @@ def test_a_secret_is_renewed_by_a_reply_when_it_is_120_seconds_old() -> None:
 
 
 def test_a_reply_goes_to_the_index_the_message_came_from() -> None:
-    reply = checker().create_cookie_reply(holder().add_macs(MESSAGE, 0.0), HERE, NONCE, SECRET, 0.0)
+    reply = answer(checker(), holder().add_macs(MESSAGE, 0.0), 0.0)
     unpacked = CookieReply.unpack(reply)
 
     assert len(reply) == 64
@@ -157,9 +163,26 @@ def test_a_reply_goes_to_the_index_the_message_came_from() -> None:
     assert unpacked.nonce == NONCE
 
 
+@example(2**64 - 1, 2)
+@given(st.integers(0, 2**64 - 1), st.integers(1, 5))
+def test_no_two_replies_have_one_nonce_and_all_are_good(end: int, replies: int) -> None:
+    """Not even when its last 8 bytes, which count, begin again at 0."""
+    issuer, nonces = checker(), set()
+    issuer.renew_secret(SECRET, NONCE[:16] + end.to_bytes(8), 0.0)
+
+    for _ in range(replies):
+        sender = holder()
+        reply = issuer.create_cookie_reply(sender.add_macs(MESSAGE, 0.0), HERE)
+        assert sender.consume_cookie_reply(reply, 0.0)
+        nonces.add(reply[8:32])
+
+    assert len(nonces) == replies
+    assert {nonce[:16] for nonce in nonces} == {NONCE[:16]}
+
+
 def test_each_mac1_admits_one_reply() -> None:
     issuer, sender = checker(), holder()
-    reply = issuer.create_cookie_reply(sender.add_macs(MESSAGE, 0.0), HERE, NONCE, SECRET, 0.0)
+    reply = answer(issuer, sender.add_macs(MESSAGE, 0.0), 0.0)
 
     assert sender.consume_cookie_reply(reply, 0.0)
     assert not sender.consume_cookie_reply(reply, 100.0)
@@ -168,14 +191,14 @@ def test_each_mac1_admits_one_reply() -> None:
 
 def test_a_reply_to_an_earlier_message_is_refused() -> None:
     issuer, sender = checker(), holder()
-    early = issuer.create_cookie_reply(sender.add_macs(MESSAGE, 0.0), HERE, NONCE, SECRET, 0.0)
+    early = answer(issuer, sender.add_macs(MESSAGE, 0.0), 0.0)
     sender.add_macs(b"\x01\0\0\0" + b"later" + MESSAGE[9:], 5.0)
 
     assert not sender.consume_cookie_reply(early, 5.0)
 
 
 def test_who_sent_nothing_takes_no_cookie() -> None:
-    reply = checker().create_cookie_reply(holder().add_macs(MESSAGE, 0.0), HERE, NONCE, SECRET, 0.0)
+    reply = answer(checker(), holder().add_macs(MESSAGE, 0.0), 0.0)
 
     assert not holder().consume_cookie_reply(reply, 0.0)
 
@@ -184,7 +207,7 @@ def test_who_sent_nothing_takes_no_cookie() -> None:
 def test_a_reply_with_one_bit_flipped_changes_nothing(bit: int) -> None:
     """The receiver index is not covered: it only finds the peer."""
     issuer, sender = checker(), holder()
-    reply = issuer.create_cookie_reply(sender.add_macs(MESSAGE, 0.0), HERE, NONCE, SECRET, 0.0)
+    reply = answer(issuer, sender.add_macs(MESSAGE, 0.0), 0.0)
     changed = bytearray(reply)
     changed[bit // 8] ^= 1 << bit % 8
 

@@ -145,6 +145,17 @@ def test_the_xaead_is_the_one_of_the_xchacha_draft() -> None:
     )
 
 
+@given(
+    keys, st.binary(min_size=16, max_size=16), st.binary(min_size=8, max_size=8), st.binary(max_size=100), st.binary(max_size=40)
+)
+def test_a_sealer_for_nonces_that_begin_alike_seals_as_for_each_by_itself(
+    key: bytes, start: bytes, end: bytes, plaintext: bytes, authenticated: bytes
+) -> None:
+    seal = crypto.xaead_sealer(key, start)
+
+    assert seal(bytes(4) + end, plaintext, authenticated) == crypto.xaead_seal(key, start + end, plaintext, authenticated)
+
+
 @given(keys, st.binary(max_size=100), st.binary(max_size=40), st.data())
 def test_what_was_sealed_is_unsealed_and_one_flipped_bit_undoes_it(
     key: bytes, plaintext: bytes, authenticated: bytes, data: st.DataObject

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -298,9 +299,18 @@ def tuns(namespace: None, elsewhere: int) -> Iterator[tuple[Tun, Tun, int]]:
         ip("address", "add", f"10.9.0.{number}/24", "dev", name, pid=pid)
         ip("address", "add", f"fd09::{number}/64", "dev", name, "nodad", pid=pid)
         ip("link", "set", name, "up", pid=pid)
+        await_ipv6(f"fd09::{number}", pid)
     yield here, there, elsewhere
     here.close()
     there.close()
+
+
+def await_ipv6(address: str, pid: int | None) -> None:
+    """The kernel takes a moment to take packets to an address that it has been given."""
+    deadline = time.monotonic() + 10
+    while address not in ip("-6", "route", "show", "table", "local", "type", "local", pid=pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def checksum_errors(pid: int) -> int:

@@ -5,6 +5,7 @@ What ``set`` and ``setconf`` send is compared with what ``wg`` sends for the sam
 
 import json
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -166,6 +167,33 @@ def test_what_cannot_be_done_is_said_in_one_line_with_status_1(run: Run, words: 
     assert (status, output) == (1, "")
     assert errors.count("\n") == 1
     assert said in errors
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("docter", "did you mean wgpy doctor? To take it away: ip link delete docter\n"),
+        ("version", "did you mean wgpy --version?"),
+        ("wg", ""),
+        ("demo1", ""),
+    ],
+)
+def test_a_misspelt_command_becomes_an_interface_but_not_in_silence(
+    run: Run, monkeypatch: pytest.MonkeyPatch, name: str, hint: str
+) -> None:
+    started: list[str] = []
+
+    def start(interface: str, foreground: bool) -> int:
+        started.append(interface)
+        return 0
+
+    monkeypatch.setattr("wgpy.daemon.privileges.restrict", lambda: None)
+    monkeypatch.setattr("wgpy.daemon.run.drop_in", start)
+
+    status, _, errors = run(name)
+
+    assert status == 0 and started == [name]
+    assert hint in errors and bool(hint) == bool(errors)
 
 
 # --- keys --------------------------------------------------------------------------------------------------------------
@@ -477,7 +505,8 @@ def test_a_missing_extra_is_named(run: Run, monkeypatch: pytest.MonkeyPatch, tmp
     status, _, errors = run("agent")
 
     assert status == 1
-    assert errors == "wgpy agent: needs the extra 'agent' (no_such_package is missing): pip install 'wgpy[agent]'\n"
+    pip = f"{shlex.quote(sys.executable)} -m pip"
+    assert errors == f"wgpy agent: needs the extra 'agent' (no_such_package is missing): {pip} install 'wgpy[agent]'\n"
 
 
 def test_a_command_that_is_not_installed_says_how_to(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -497,3 +526,9 @@ def test_the_command_starts_without_loading_what_it_may_not_need() -> None:
     heavy = {"numpy", "cryptography", "nacl", "uvloop", "asyncio", "kubernetes", "pyroute2", "rich", "yaml", "importlib.metadata"}
     assert heavy.isdisjoint(loaded)
     assert not [name for name in loaded if name.split(".")[0] in ("controller", "tun", "noise")]
+
+
+@pytest.mark.parametrize("text", ["[fd00::1]:9586", "fd00::1:9586"])
+def test_an_ipv6_address_to_listen_at_may_stand_without_brackets(text: str) -> None:
+    """As Kubernetes puts it into a command line."""
+    assert cli._listen_address(text) == "[fd00::1]:9586"

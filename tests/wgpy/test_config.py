@@ -1,8 +1,11 @@
 """The values, and the reading of numbers, prefixes and endpoints."""
 
+import copy
+import ctypes
 import socket
 from base64 import b64encode
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError
 from functools import partial
 from ipaddress import ip_network
 
@@ -32,24 +35,55 @@ def test_an_endpoint_is_read_back_from_its_text(endpoint: Endpoint) -> None:
     assert parse_endpoint(str(endpoint)) == endpoint
 
 
+@given(endpoints)
+def test_an_endpoint_is_the_same_out_of_what_the_kernel_says(endpoint: Endpoint) -> None:
+    unpacked = Endpoint.unpacked(endpoint.packed)
+
+    assert (unpacked, hash(unpacked), repr(unpacked), str(unpacked)) == (endpoint, hash(endpoint), repr(endpoint), str(endpoint))
+    assert (Endpoint.unpacked(endpoint.packed).address, unpacked.sockaddr) == (endpoint.address, endpoint.sockaddr)
+
+
+def test_an_endpoint_is_packed_as_the_kernel_packs_it() -> None:
+    """Read back by the kernel's own reading of them: what a socket was bound to."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.3", 0))
+        libc = ctypes.CDLL(None)
+        room, size = ctypes.create_string_buffer(28), ctypes.c_uint(28)
+        assert libc.getsockname(sock.fileno(), room, ctypes.byref(size)) == 0
+
+        assert Endpoint(*sock.getsockname()).packed == room.raw[: size.value]
+
+
+def test_an_endpoint_is_frozen() -> None:
+    endpoint = Endpoint("192.0.2.1", 5)
+    with pytest.raises(FrozenInstanceError):
+        endpoint.port = 6
+    with pytest.raises(FrozenInstanceError):
+        del endpoint.port
+
+    assert endpoint.port == 5
+    assert (endpoint == "192.0.2.1:5", hasattr(endpoint, "prot")) == (False, False)
+    assert copy.deepcopy(endpoint) == endpoint
+
+
 @given(prefixes)
 def test_a_prefix_is_read_back_from_its_text(prefix: Prefix) -> None:
     assert parse_prefix(str(prefix)) == prefix
 
 
 @pytest.mark.parametrize(
-    ("text", "sockaddr", "packed"),
+    ("text", "sockaddr", "address"),
     [
-        ("192.0.2.1:51820", ("192.0.2.1", 51820), bytes((192, 0, 2, 1)) + b"\xca\x6c"),
-        ("[2001:DB8:0::1]:1", ("2001:db8::1", 1, 0, 0), socket.inet_pton(socket.AF_INET6, "2001:db8::1") + b"\0\1"),
-        ("[fe80::1%7]:1", ("fe80::1", 1, 0, 7), socket.inet_pton(socket.AF_INET6, "fe80::1") + b"\0\1"),
+        ("192.0.2.1:51820", ("192.0.2.1", 51820), bytes((192, 0, 2, 1))),
+        ("[2001:DB8:0::1]:1", ("2001:db8::1", 1, 0, 0), socket.inet_pton(socket.AF_INET6, "2001:db8::1")),
+        ("[fe80::1%7]:1", ("fe80::1", 1, 0, 7), socket.inet_pton(socket.AF_INET6, "fe80::1")),
     ],
 )
-def test_an_endpoint_has_the_address_that_sockets_take(text: str, sockaddr: tuple[object, ...], packed: bytes) -> None:
+def test_an_endpoint_has_the_address_that_sockets_take(text: str, sockaddr: tuple[object, ...], address: bytes) -> None:
     endpoint = parse_endpoint(text)
 
     assert endpoint.sockaddr == sockaddr
-    assert endpoint.packed == packed
+    assert (endpoint.address, endpoint.address) == (address, address), "once asked for, it is kept"
     assert endpoint.is_ipv6 == (len(sockaddr) == 4)
 
 

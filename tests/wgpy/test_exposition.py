@@ -1,11 +1,15 @@
 """Who asks gets one answer, and who does not ask keeps nobody waiting."""
 
 import asyncio
+import os
+import socket
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 
-from wgpy.exposition import MAX_HEADERS, Answer, Server, alive, metrics, probe
+from wgpy import exposition
+from wgpy.exposition import MAX_HEADERS, MOST_CONNECTIONS, Answer, Server, alive, metrics, probe
 
 PATIENCE = 10.0
 COMPLAINTS: list[str] = []
@@ -123,3 +127,43 @@ def test_an_address_is_host_and_port(address: str, host: str, port: int) -> None
     server = Server(address, {})
 
     assert (server._host, server._port) == (host, port)
+
+
+async def test_strangers_do_not_take_all_descriptors(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is longest there makes room, and a scrape is answered all the same."""
+    monkeypatch.setattr(exposition, "REQUEST_TIMEOUT", 10 * PATIENCE)
+    strangers = [await asyncio.open_connection("127.0.0.1", port) for _ in range(MOST_CONNECTIONS + 20)]
+
+    head, _ = await ask(port, b"GET /metrics HTTP/1.1\r\n\r\n")
+
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    async with asyncio.timeout(PATIENCE):
+        for reader, _ in strangers[:20]:
+            with suppress(ConnectionError):
+                assert await reader.read() == b"", "hung up on"
+    assert not strangers[-1][0].at_eof()
+    for _, writer in strangers:
+        writer.transport.abort()
+
+
+async def test_who_does_not_read_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exposition, "REQUEST_TIMEOUT", 0.3)
+
+    async def large() -> Answer:
+        return Answer(bytes(16 << 20))
+
+    server = Server("127.0.0.1:0", {"/metrics": large})
+    await server.start()
+    before = descriptors()
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        async with asyncio.timeout(PATIENCE):
+            while descriptors() <= before + 1:
+                await asyncio.sleep(0.01)
+            while descriptors() > before + 1:  # only the client's own is left
+                await asyncio.sleep(0.01)
+    await server.stop()
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))

@@ -396,7 +396,7 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def test_a_thousand_peers_with_ten_thousand_prefixes_are_read_quickly() -> None:
-    """Measured: 0.1 s; the issue allows `wg setconf` 2 s for all of it. The bound here has room for a busy machine."""
+    """Measured: 0.1 s; `wg setconf` has 2 s for all of it. Who went through all for each would take minutes."""
     changes = [
         SetPeer(
             os.urandom(32),
@@ -407,7 +407,7 @@ def test_a_thousand_peers_with_ten_thousand_prefixes_are_read_quickly() -> None:
     ]
     body = format_set(changes)
 
-    assert seconds(lambda: parse_set(body)) < 0.6
+    assert seconds(lambda: parse_set(body)) < 2
 
 
 def test_130561_words_of_allowed_ips_are_written_quickly() -> None:

@@ -6,6 +6,8 @@ from enum import Enum
 class Drop(Enum):
     """A reason; its value is the label of ``wgpy_drops_total{reason=}``. Each counts datagrams, or packets on the way out."""
 
+    __hash__ = object.__hash__  # Enum's own is a function in Python, and floods are counted, too
+
     # inbound, before a peer is known
     UNKNOWN_MESSAGE = "unknown_message"
     """Not one of the four messages, or not of its length."""

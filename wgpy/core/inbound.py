@@ -18,6 +18,7 @@ Handshake messages are not worked on here: the device queues them.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 MAX_RECEIVED = 65535
 TRANSPORT = 4
+_TRANSPORT_BYTE = b"\x04"
 CONGESTION_EXPERIENCED = 3
 
 _UNKNOWN: tuple[None, None] = (None, None)
@@ -121,6 +123,20 @@ class Inbound:
             self._burst(size, segment, _Arrival(endpoint, source, ecn, now))
         else:
             self._single(0, size, endpoint, source, ecn, now)
+
+    def many_received(self, arrivals: Iterable[tuple[memoryview, int, Endpoint, bytes, int]], now: float) -> None:
+        """As :meth:`datagrams_received` of each (datagrams, ``segment``, ``endpoint``, ``source``, ``ecn``), which lie elsewhere.
+
+        For floods of messages: data is copied to where it is opened.
+        """
+        device, buffer = self._device, self.buffer
+        for datagrams, segment, endpoint, source, ecn in arrivals:
+            size = len(datagrams)
+            if segment or datagrams[:1] == _TRANSPORT_BYTE:
+                buffer[:size] = datagrams
+                self.datagrams_received(size, segment, endpoint, source, ecn, now)
+            else:
+                device.message_received(bytes(datagrams), endpoint, source, now)
 
     def flush(self) -> None:
         """Deliver what is held. To be called when a burst of receives is over."""

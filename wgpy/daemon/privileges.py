@@ -13,10 +13,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import resource
 import struct
 from enum import IntEnum
 from pathlib import Path
+
+from wgpy.coredump import leave_no_core_dump
 
 
 class Capability(IntEnum):
@@ -39,7 +40,6 @@ OFF_WITHOUT = {
 _KEPT = sum(1 << capability for capability in OFF_WITHOUT)
 
 # linux/prctl.h and linux/capability.h
-_PR_SET_DUMPABLE = 4
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -57,8 +57,7 @@ def restrict() -> None:
     which takes SETPCAP; where not, ``no_new_privs`` sees to it that no program started from here gets what we have not. What is
     left passes to children: a supervisor's need it. Raises OSError, which is a reason not to start.
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _prctl(_PR_SET_DUMPABLE, 0)  # a core_pattern that is a program gets dumps whatever the limit; nor may our own user trace us
+    leave_no_core_dump()
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     os.umask(os.umask(0o077) | 0o022)  # others write to nothing that is made here, whatever we were started with
     with contextlib.suppress(PermissionError):

@@ -7,10 +7,13 @@ everything works, one datagram a call. Where the way to a destination refuses a 
 EINVAL or EMSGSIZE: a segment does not fit), its datagrams are sent one by one, and so are all to that destination for the
 next minute: other destinations do not pay for it, and neither does this one once its route has changed.
 
+Under load, when most of what comes are handshake messages of many senders, messages and trains come many in a call, and refusals
+go so (``wgpy.daemon.mmsg``).
+
 Addresses are sticky: what comes to one of our addresses is answered from that address (IP_PKTINFO), because a peer
 behind a firewall knows us only by it; whether the way back still fits, ``wgpy.daemon.ways`` knows. A source address that is
 no longer ours is refused by the kernel; then the datagram goes out without it, and it is not used again until something
-arrives there.
+arrives there. Where it does not go out without it either, the destination is to blame, and nobody else loses the source for it.
 """
 
 from __future__ import annotations
@@ -20,9 +23,11 @@ import logging
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from wgpy.config import Endpoint
+from wgpy.daemon.mmsg import SLOTS, Inbox, Outbox, pack_control, unpack_control
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +57,14 @@ _SEGMENT = struct.Struct("=H")
 _INT = struct.Struct("=i")
 _IN_PKTINFO = struct.Struct("=I4s4s")
 _IN6_PKTINFO = struct.Struct("=16sI")
+_IPV4_ADDRESS = 16  # bytes of a struct sockaddr_in
 _CONTROL_SPACE = socket.CMSG_SPACE(_INT.size) * 2 + socket.CMSG_SPACE(_IN6_PKTINFO.size)
 _TRAIN_REFUSED = {errno.EIO, errno.EINVAL, errno.EMSGSIZE}
 _SOURCE_REFUSED = {errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.ENODEV}
 
 Control = list[tuple[int, int, bytes]]
+Arrival = tuple[memoryview, int, Endpoint, bytes, int]
+"""Datagrams of one sender, the length of each (0: it is one), the endpoint they came from, their source, their ECN bits."""
 
 
 class Received:
@@ -80,18 +88,22 @@ class Sockets:
         self.coalescing = coalescing
         self.port = 0
         self.fwmark = 0
+        self.sends = self.receives = 0
+        """Calls that carried something: a train, or what came in one burst."""
         self.send_errors = 0
         """Calls the kernel refused."""
         self.plain_trains = 0
         """Trains the kernel refused, which were sent one datagram at a time."""
         self._sockets: dict[int, socket.socket] = {}
         self._controls: dict[tuple[int, bytes, int, int], Control] = {}
-        self._endpoints: dict[tuple[object, ...], Endpoint] = {}
+        self._endpoints: dict[tuple[object, ...] | bytes, Endpoint] = {}
         self._sources: dict[bytes, bytes] = {}
         self._dead_sources: set[bytes] = set()
         self._logged: set[tuple[int | None, bool]] = set()
         self._plain_until: dict[tuple[object, ...], float] = {}
         """Destinations that refused a train, and when to try one again (monotonic seconds)."""
+        self._inbox, self._outbox = Inbox(), Outbox()
+        self._arrivals: dict[bytes, tuple[int, bytes, int]] = {}
 
     @property
     def plain_destinations(self) -> int:
@@ -210,6 +222,7 @@ class Sockets:
             control = self._control(family, source, ds, segment)
         try:
             sock.sendmsg((datagrams,), control, 0, sockaddr)
+            self.sends += 1
             return True
         except OSError as error:
             return self._send_again(error, sock, datagrams, segment, endpoint, source, ds)
@@ -234,9 +247,15 @@ class Sockets:
                 error = second
         if source and source not in self._dead_sources and error.errno in _SOURCE_REFUSED:
             self._dead_sources.add(source)
-            self._sources.clear()
             self._controls.clear()
-            return self.send(datagrams, segment or len(datagrams), endpoint, source, ds)
+            is_sent = self.send(datagrams, segment or len(datagrams), endpoint, source, ds)
+            if not is_sent:  # the destination is to blame
+                self._dead_sources.discard(source)
+                self._controls.clear()
+            elif source in self._dead_sources:
+                self._sources.clear()
+                self._arrivals.clear()
+            return is_sent
         if segment and error.errno in _TRAIN_REFUSED:
             if source in self._dead_sources:  # suspected above, and innocent
                 self._dead_sources.discard(source)
@@ -292,6 +311,28 @@ class Sockets:
             self._logged.add((error.errno, is_train))
             log.warning("%s: %s (further ones are only counted)", what, error.strerror)
 
+    def send_each(self, datagrams: Sequence[tuple[bytes, Endpoint, bytes]]) -> None:
+        """Send each to its own endpoint from its source, many in a call; see :class:`wgpy.core.device.Outputs`."""
+        for (address_size, source, size), group in groupby(datagrams, _sent_alike):
+            alike = list(group)
+            family = socket.AF_INET if address_size == _IPV4_ADDRESS else socket.AF_INET6
+            sock = self._sockets.get(family)
+            while alike and sock is not None:
+                some = alike[:SLOTS]
+                control = self._controls.get((family, source, 0, 0)) or self._control(family, source, 0, 0)
+                try:
+                    sent = self._outbox.send(
+                        sock.fileno(), [one[0] for one in some], [one[1].packed for one in some], pack_control(control)
+                    )
+                except BlockingIOError:
+                    self.send_errors += 1
+                    break  # the socket is full: what is left of these is lost
+                self.sends += sent > 0
+                if sent < len(some):  # by itself it is sent again in a milder way, or its error is counted
+                    self.send(alike[sent][0], size, alike[sent][1], source, 0)
+                    sent += 1
+                del alike[:sent]
+
     # -- receive -------------------------------------------------------------------------------------------------
 
     def receive(self, sock: socket.socket, buffer: memoryview, received: Received) -> bool:
@@ -300,6 +341,7 @@ class Sockets:
         Raises BlockingIOError when there is nothing, OSError for a pending error of an earlier send.
         """
         received.size, control, flags, address = sock.recvmsg_into((buffer,), _CONTROL_SPACE)
+        self.receives += 1
         received.segment = received.ecn = 0
         received.source = b""
         for _, kind, data in control:
@@ -309,11 +351,41 @@ class Sockets:
                 received.source = self._sources.get(data) or self._source(data)
             elif kind in _TRAFFIC_CLASS:
                 received.ecn = data[0] & 3
-        try:
-            received.endpoint = self._endpoints[address]
-        except KeyError:
-            received.endpoint = self._endpoint(address)
+        received.endpoint = self._endpoints.get(address) or self._endpoint(address)
         return not flags & MSG_TRUNC
+
+    def receive_many(self, sock: socket.socket) -> list[Arrival]:
+        """As :meth:`receive`, up to :data:`wgpy.daemon.mmsg.SLOTS` times: what comes from many is received cheaper so.
+
+        It is good until the next call. Raises as :meth:`receive` does.
+        """
+        many: list[Arrival] = []
+        for data, address, control, flags in self._inbox.receive(sock.fileno()):
+            segment, source, ecn = self._arrivals.get(control) or self._arrival(control)
+            endpoint = self._endpoints.get(address)
+            if endpoint is None:
+                if len(self._endpoints) >= REMEMBERED:
+                    self._endpoints.clear()
+                endpoint = self._endpoints[address] = Endpoint.unpacked(address)
+            # What was longer than the slot is nobody's message.
+            many.append((data[:0] if flags & MSG_TRUNC else data, segment, endpoint, source, ecn))
+        self.receives += 1
+        return many
+
+    def _arrival(self, control: bytes) -> tuple[int, bytes, int]:
+        """What control messages say: the length of the segments of a train, the source, the ECN bits."""
+        segment, source, ecn = 0, b"", 0
+        for _, kind, data in unpack_control(control):
+            if kind == UDP_GRO:
+                segment = _INT.unpack(data)[0]
+            elif kind in _PKTINFO:
+                source = self._sources.get(data) or self._source(data)
+            elif kind in _TRAFFIC_CLASS:
+                ecn = data[0] & 3
+        if len(self._arrivals) >= REMEMBERED:
+            self._arrivals.clear()
+        self._arrivals[control] = segment, source, ecn
+        return segment, source, ecn
 
     def _endpoint(self, address: tuple[object, ...]) -> Endpoint:
         host, port = str(address[0]), address[1]
@@ -339,6 +411,10 @@ class Sockets:
             self._dead_sources.discard(source)
             self._controls.clear()
         return source
+
+
+def _sent_alike(datagram: tuple[bytes, Endpoint, bytes]) -> tuple[int, bytes, int]:
+    return len(datagram[1].packed), datagram[2], len(datagram[0])
 
 
 def read_source(source: bytes) -> tuple[bytes, int]:

@@ -303,6 +303,10 @@ class Probe:
         return False
 
 
+SOON = 1.0
+"""Seconds in which a process is told by the kernel of its interface, and has acted, while as many others do."""
+
+
 def is_closed(trial: Trial, version: int, port: int = PORT) -> bool:
     probe = Probe(trial, version, port)
     with probe.socket:
@@ -316,11 +320,12 @@ def port_is_open_while_up(trial: Trial) -> None:
         expect(is_closed(trial, version), f"the port is open over IPv{version} before the interface is up")
     trial.box.up()
     for version in FAMILIES:
-        expect(not is_closed(trial, version), f"the port is closed over IPv{version} though the interface is up")
+        open_it = f"the port is closed over IPv{version} though the interface is up"
+        trial.wait_until(lambda version=version: not is_closed(trial, version), open_it, SOON)
     trial.box.down()
-    time.sleep(0.2)
     for version in FAMILIES:
-        expect(is_closed(trial, version), f"the port is open over IPv{version} though the interface is down")
+        close_it = f"the port is open over IPv{version} though the interface is down"
+        trial.wait_until(lambda version=version: is_closed(trial, version), close_it, SOON)
     expect(trial.box.get().listen_port == PORT, f"the port shown is {trial.box.get().listen_port} while the interface is down")
 
 

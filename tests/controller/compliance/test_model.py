@@ -109,10 +109,42 @@ def test_a_good_record_supports_and_says_so(tmp_path: Path) -> None:
     assert {one["outcome"] for one in document["requirements"]} == {"supports"} and document["gaps"] == []
 
 
+def test_a_detector_that_watched_not_all_it_was_to_proves_nothing(tmp_path: Path) -> None:
+    on = one(0, Kind.LEAK_DETECTOR_ON, interfaces=["eth0"], why="there is no interface eth9")
+    whole = one(0.5, Kind.LEAK_DETECTOR_ON, interfaces=["eth0", "eth9"])
+    history = (started(0), stood(0, "n2", "n3"), on, *running(0, 0.5), whole, *running(0.75, 1))
+
+    assert (
+        "leaks",
+        "not known",
+        "The leak detector watched the wire of n1 for 100 % of the recorded time and saw no leak, but not all of it for 30 min: "
+        "there is no interface eth9 (30 min).",
+    ) in said(made(tmp_path, *history, end=1))
+
+
+@pytest.mark.parametrize("begin", [-1, 0])
+def test_a_pair_of_which_nothing_is_known_while_there_is_a_record_is_not_called_encrypted(tmp_path: Path, begin: float) -> None:
+    """A peer that came while entries were lost. Where the record begins later than the period, that gap has the same reason."""
+    before = (started(0), stood(0, "n2"), *running(0, 1, encrypted=1))
+    history = (*before, one(1.1, Kind.LOST), stood(1.1, "n2", "n3"), *running(1.25, 2))
+    sentences = said(made(tmp_path, *history, begin=begin, end=2))
+
+    (encrypted,) = [(outcome, text) for topic, outcome, text in sentences if topic == "encrypted"]
+    assert encrypted[0] == "for information" and "1 of 2 peers were encrypted whenever there is a record: n2." in encrypted[1]
+    assert (
+        "clear",
+        "not known",
+        "IPv4: what became of packets from n1 to the pods of n3 is not known for 1 h though the agent was there: the record does "
+        "not reach back so far (1 h).",
+    ) in sentences
+
+
 def test_a_leak_that_was_seen_counts_against(tmp_path: Path) -> None:
     leak = one(0.6, Kind.LEAK, family="IPv4", peer="n2", packets=3)
     history = (started(0), stood(0, "n2", "n3"), one(0, Kind.LEAK_DETECTOR_ON), *running(0, 0.5), leak, *running(0.75, 1))
 
+    (encrypted,) = [text for topic, _, text in said(made(tmp_path / "a", *history, end=1)) if topic == "encrypted"]
+    assert "1 of 2 peers were encrypted whenever there is a record: n3." in encrypted, "of n2 packets were seen in clear"
     assert [one["outcome"] for one in made(tmp_path, *history, end=1)["statements"] if one["topic"] == "leaks"] == [
         "does not support"
     ]

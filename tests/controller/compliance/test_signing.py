@@ -161,6 +161,23 @@ def test_a_handover_needs_both_signatures(tmp_path: Path) -> None:
     assert not verify(canonical(document), old).is_known
 
 
+def test_a_retired_key_vouches_for_nobody(tmp_path: Path) -> None:
+    """Who has stolen a key before it was rotated cannot hand over to one of their own, where the rotation is known."""
+    keys = SigningKeys(tmp_path)
+    keys.public(NOW)
+    stolen = SigningKeys(other(tmp_path))
+    (tmp_path / "other" / FILE).write_bytes((tmp_path / FILE).read_bytes())
+    (tmp_path / "other" / FILE).chmod(0o600)
+    before = keys.public(NOW)
+    keys.rotate(NOW + 100)
+    stolen.rotate(NOW + 100)
+    forged = canonical(stolen.sign({**STATEMENT, "made_at": rfc3339(NOW + 200)}, NOW + 200))
+
+    assert not verify(forged, keys.known()).is_known
+    assert verify(forged, before).is_known, "who has not heard of the rotation cannot tell"
+    assert verify(signed(tmp_path, NOW + 200), before).is_known
+
+
 def test_keys_are_printed_and_read_back(tmp_path: Path) -> None:
     keys = SigningKeys(tmp_path)
     keys.rotate(NOW)

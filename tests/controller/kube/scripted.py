@@ -51,8 +51,12 @@ class Scripted:
         (path / "kubeconfig").write_text(yaml.safe_dump(config))
         return path / "kubeconfig"
 
+    def methods(self, path: str) -> list[str]:
+        """What was asked of a path, in order. Between paths there is none: watches go on beside everything else."""
+        return [method for method, asked, _ in self.asked if asked == path]
+
     def count(self, path: str) -> int:
-        return sum(asked == path for _, asked, _ in self.asked)
+        return len(self.methods(path))
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.asked.append((request.method, request.path, dict(request.query)))

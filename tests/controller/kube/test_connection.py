@@ -231,7 +231,7 @@ class SilentServer:
         name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "silent")])
         now = datetime.datetime.now(datetime.UTC)
         unsigned = x509.CertificateBuilder(
-            name, name, key.public_key(), x509.random_serial_number(), now, now.replace(year=now.year + 1)
+            name, name, key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(days=1)
         )
         pem = unsigned.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
         (directory / "both.pem").write_bytes(pem + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))

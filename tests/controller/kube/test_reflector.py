@@ -210,10 +210,11 @@ async def test_a_watch_that_hangs_beyond_its_end_is_taken_up(lab: Lab, monkeypat
 
 async def test_watches_that_end_at_once_are_taken_up_ever_more_slowly(lab: Lab) -> None:
     lab.run(listed("n1"), sends())
+    await lab.until(lambda: lab.api.count(PATH) >= 3)
 
     await asyncio.sleep(1.0)
 
-    assert 3 <= lab.api.count(PATH) <= 8
+    assert lab.api.count(PATH) <= 6
     assert lab.reflector.is_current
 
 
@@ -298,7 +299,7 @@ async def test_a_kind_that_vanishes_is_gone_only_after_a_while(pools: Lab, monke
 
 
 async def test_an_object_that_goes_bad_stays_as_it_was(pools: Lab, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="controller.kube")  # which a command before may have silenced
     pools.api.on(A, serves("ippools"))
     good, bad = event("MODIFIED", "p", 3, spec={"cidr": "10.0.0.0/8"}), event("MODIFIED", "p", 4, spec={})
     more = event("ADDED", "q", 6, spec={"cidr": "10.1.0.0/16"})
@@ -317,7 +318,7 @@ async def test_an_object_that_goes_bad_stays_as_it_was(pools: Lab, caplog: pytes
     meanwhile.set()
     await pools.until(lambda: pools.reflector._version == "7")
 
-    assert [record.getMessage() for record in caplog.records] == [
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("controller")] == [
         "IPPool p: lacks spec.cidr; what it was before stays",
         "IPPool p is good again",
     ]
@@ -357,6 +358,6 @@ def test_a_list_is_renewed_the_less_often_the_larger_it_is() -> None:
 
 async def test_hanging_lists_are_given_up(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controller.kube.connection.ANSWER_SECONDS", 0.1)
-    lab.run(hangs, hangs, listed("n1"), STILL)
+    lab.run(hangs, hangs, listed("n1"))  # and again, as that, too, may take longer than a tenth of a second
 
     await lab.sees("n1")

@@ -56,12 +56,14 @@ async def test_a_refusal_is_raised_at_once_and_the_next_list_tries_again(api: Sc
         await source.list()
 
     api.on(NODES, *good)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(5):
         assert N1 in await source.list()
 
 
 async def test_silence_is_raised_after_a_while(api: Scripted, source: KubernetesSource, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controller.kube.source.LIST_SECONDS", 0.5)
+    api.on(STATUS, gives({}))
+    await source.annotate(N1, {"a": "1"})  # now all is read that takes a while, and the half second is for the silence alone
     await api.stop()
 
     with pytest.raises(SourceUnavailable, match="cannot be reached"):
@@ -93,9 +95,8 @@ async def test_a_conflict_is_tried_again(api: Scripted, source: KubernetesSource
 
     await source.annotate(N1, {"a": "1", "b": None})
 
-    assert api.count(STATUS) == 3
+    assert api.methods(STATUS) == ["PATCH"] * 3
     assert api.bodies[-1] == {"metadata": {"annotations": {"a": "1", "b": None}}}
-    assert api.asked[-1][0] == "PATCH"
 
 
 async def test_conflicts_without_end_are_an_error(api: Scripted, source: KubernetesSource) -> None:
@@ -120,7 +121,7 @@ async def test_other_kinds_have_their_annotations_patched_as_they_are(api: Scrip
 
     await source.annotate(Ref("IPPool", "p"), {"a": "1"})
 
-    assert api.asked[-1][:2] == ("PATCH", f"{CALICO}/ippools/p")
+    assert api.methods(f"{CALICO}/ippools/p") == ["PATCH"]
 
 
 async def test_an_event_whose_answer_was_lost_is_there_already(api: Scripted, source: KubernetesSource) -> None:
@@ -154,7 +155,9 @@ async def test_changes_come_as_the_newest_state(api: Scripted, source: Kubernete
     api.on(NODES, api.answers[NODES][0], then_changes)
     await source.list()
     is_listed.set()
-    await asyncio.sleep(0.2)
+    async with asyncio.timeout(5):
+        while source._reflectors["Node"]._version != "49":
+            await asyncio.sleep(0.01)
 
     assert annotations(await asyncio.wait_for(source.changed(), 5))["a"] == "49"
 

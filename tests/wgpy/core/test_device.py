@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from noise import crypto
 from noise.keypair import Keypair
 from tests.sim import Host, Sim, kind_of, packet
-from wgpy.config import NO_KEY, Change, DeviceConfig, Endpoint, PeerConfig, SetDevice, SetPeer, changes_to
-from wgpy.core.device import MAX_QUEUED_MESSAGES, UNDER_LOAD_MESSAGES, Way
+from wgpy.config import NO_KEY, Change, DeviceConfig, DeviceSnapshot, Endpoint, PeerConfig, SetDevice, SetPeer, changes_to
+from wgpy.core.device import MAX_QUEUED_MESSAGES, UNDER_LOAD_MESSAGES, Device, Way
 from wgpy.core.peer import Peer
 
 ELSEWHERE = Endpoint("203.0.113.9", 9999)
@@ -678,6 +678,53 @@ def test_bytes_are_those_of_the_kernel() -> None:
     assert (one.tx_bytes, one.rx_bytes) == (two.rx_bytes, two.tx_bytes)
 
 
+def test_a_snapshot_tells_each_number_of_each_peer_by_itself() -> None:
+    sim = Sim.connected()
+    ping(sim, "A", "B", bytes(500))
+    sim["A"].device.apply([SetPeer(public_key(9))], sim.now)
+    sim.advance(0.1)
+    peer = sim["A"].peer_of(sim["B"])
+
+    both = sim["A"].device.snapshot().peers
+    (shown,) = sim["A"].device.snapshot([peer]).peers
+
+    assert [each.config.public_key for each in both] == [sim["B"].public_key, public_key(9)]
+    assert shown == both[0]
+    assert (shown.last_handshake, shown.tx_bytes, shown.rx_bytes) == (peer.last_handshake, peer.tx_bytes, peer.rx_bytes)
+    assert len({shown.last_handshake, shown.tx_bytes, shown.rx_bytes, 0}) == 4
+    assert (both[1].last_handshake, both[1].tx_bytes, both[1].rx_bytes) == (0, 0, 0)
+
+
+def test_a_device_begins_down_and_without_a_port() -> None:
+    host = Sim.connected()["A"]
+    device = Device(host, random_bytes=bytes, jitter=float, wall_clock=int)
+
+    assert (device.is_up, device.snapshot()) == (False, DeviceSnapshot(NO_KEY, 0, 0, ()))
+
+
+def test_packets_that_the_socket_does_not_take_are_counted_by_their_number() -> None:
+    sim = Sim.connected()
+    sim["A"].takes_sends = False
+    before = sim["A"].peer_of(sim["B"]).tx_bytes
+
+    for _ in range(3):
+        ping(sim, "A", "B")
+    sim["A"].device.data_sealed(sim["A"].peer_of(sim["B"]), memoryview(bytes(5 * 64)), 64, 5, 0, sim.now)
+
+    assert sim["A"].drops() == {"send_failed": 8}
+    assert sim["A"].peer_of(sim["B"]).tx_bytes == before
+
+
+def test_packets_sealed_for_an_endpoint_that_is_gone_are_counted_by_their_number() -> None:
+    sim = Sim.connected()
+    peer = sim["A"].peer_of(sim["B"])
+    peer.endpoint = None
+
+    sim["A"].device.data_sealed(peer, memoryview(bytes(5 * 64)), 64, 5, 0, sim.now)
+
+    assert sim["A"].drops() == {"no_endpoint": 5}
+
+
 def test_the_last_handshake_is_told_in_wall_clock_time() -> None:
     sim = Sim.pair()
     assert sim["A"].device.snapshot().peers[0].last_handshake == 0
@@ -1066,26 +1113,74 @@ def test_no_more_messages_are_worked_on_than_asked_for() -> None:
     assert sim["B"].device.has_messages
 
 
-def test_a_queue_of_128_messages_is_load_and_is_for_a_second_more() -> None:
+def test_of_those_that_are_refused_sixteen_count_as_one() -> None:
+    sim = Sim("B")
+    message = handshake_message(sim["B"])
+    for _ in range(UNDER_LOAD_MESSAGES):
+        sim["B"].device.message_received(message, ELSEWHERE, b"", sim.now)
+
+    sim["B"].device.handle_messages(4, sim.now)
+
+    assert sim["B"].drops() == {"under_load": 64}
+
+
+def test_a_queue_of_512_messages_is_load_and_is_for_a_second_more() -> None:
     sim = Sim("B")
     device, message = sim["B"].device, handshake_message(sim["B"])
-    for _ in range(UNDER_LOAD_MESSAGES - 1):
+    for _ in range(511):
         device.message_received(message, ELSEWHERE, b"", sim.now)
     device.handle_messages(1000, sim.now)
-    assert sim["B"].drops() == {"bad_handshake": 127}, "not yet"
+    assert sim["B"].drops() == {"bad_handshake": 511}, "not yet"
 
-    for _ in range(UNDER_LOAD_MESSAGES):
+    for _ in range(512):
         device.message_received(message, ELSEWHERE, b"", sim.now)
     device.handle_messages(1000, sim.now)
-    assert sim["B"].drops() == {"bad_handshake": 127, "under_load": 128}
+    assert sim["B"].drops() == {"bad_handshake": 511, "under_load": 512}
     sim.now += 0.99
     sim["B"].receive(message, 0, ELSEWHERE)
-    assert sim["B"].drops() == {"bad_handshake": 127, "under_load": 129}
-    sim.now += 0.02
+    assert sim["B"].drops() == {"bad_handshake": 511, "under_load": 513}
+    sim.now += 1.01
     sim["B"].receive(message, 0, ELSEWHERE)
 
-    assert sim["B"].drops() == {"bad_handshake": 128, "under_load": 129}
+    assert sim["B"].drops() == {"bad_handshake": 512, "under_load": 513}
     assert {(train.endpoint, len(train.datagrams), train.ds) for train in sim["B"].trains} == {(ELSEWHERE, 64, 0)}
+
+
+@pytest.mark.parametrize(("a_second", "refused"), [(4000, False), (4200, True)])
+def test_who_works_on_messages_before_they_wait_is_under_load_by_their_number(a_second: int, refused: bool) -> None:
+    """4,096 within a second: and as long as they come, not in turns, or each turn would cost as much as the flood."""
+    sim = Sim("B")
+    message = handshake_message(sim["B"])
+    in_a_turn = a_second // 100
+
+    for _ in range(100):
+        sim.now += 0.01
+        for _ in range(in_a_turn):
+            sim["B"].receive(message, 0, ELSEWHERE)
+    assert sim["B"].drops().get("under_load", 0) <= 200
+    for _ in range(500):
+        sim.now += 0.01
+        for _ in range(in_a_turn):
+            sim["B"].receive(message, 0, ELSEWHERE)
+
+    drops = sim["B"].drops()
+    assert drops.get("under_load", 0) >= 5 * a_second if refused else "under_load" not in drops
+
+
+def test_load_goes_on_while_many_are_refused_though_none_waits() -> None:
+    """2,000 at once, every 0.4 s: where the first of them waited, the others are answered as they come."""
+    sim = Sim("B")
+    message = handshake_message(sim["B"])
+    load(sim["B"])
+
+    for _ in range(20):
+        sim.now += 0.4
+        for _ in range(2000):
+            sim["B"].receive(message, 0, ELSEWHERE)
+    assert sim["B"].drops() == {"under_load": 40_000}
+    sim.now += 1.01
+    sim["B"].receive(message, 0, ELSEWHERE)
+    assert sim["B"].drops() == {"under_load": 40_000, "bad_handshake": 1}, "a second after the last it is over"
 
 
 def test_messages_that_anybody_can_make_are_no_load() -> None:
@@ -1101,7 +1196,7 @@ def test_messages_that_anybody_can_make_are_no_load() -> None:
     sim.advance(1)
 
     assert len(sim["B"].packets) == 1
-    assert sim["B"].drops() == {"bad_mac1": 1024, "bad_cookie_reply": 1024}
+    assert sim["B"].drops() == {"bad_mac1": MAX_QUEUED_MESSAGES, "bad_cookie_reply": MAX_QUEUED_MESSAGES}
 
 
 def test_a_cookie_is_good_from_the_address_it_was_sent_to_and_only_from_there() -> None:

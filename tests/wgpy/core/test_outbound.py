@@ -135,6 +135,22 @@ def test_a_keepalive_is_empty() -> None:
     assert [len(train.datagrams) for train in sim["A"].trains] == [32]
 
 
+# -- the shortest -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+@pytest.mark.parametrize("is_v4", [True, False])
+def test_a_header_and_nothing_behind_it_is_a_packet_and_less_is_none(is_v4: bool, missing: int) -> None:
+    sim = Sim.connected()
+    header = stream(sim["A"], sim["B"], is_v4=is_v4, is_tcp=False).ip_header(0, 1)
+    header = header[: len(header) - missing]
+
+    sim["A"].send_packet(header)
+
+    assert sealed_for(sim["A"], sim["B"]) == ([] if missing else with_padding([header], 1420))
+    assert sim["A"].drops() == ({"not_ip": 1} if missing else {})
+
+
 # -- whatever is read comes out -------------------------------------------------------------------------------------
 
 

@@ -9,12 +9,14 @@ from base64 import b64encode
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import wgpy
 from tests.sim import Sim, packet
 from tun.interface import Offloads
 from wgpy.config import NO_KEY, Endpoint, SetPeer
 from wgpy.core.drops import Drop
-from wgpy.daemon.metrics import PORTION, DeviceCollector, pages
-from wgpy.daemon.udp import Sockets
+from wgpy.core.handshakes import Handshake
+from wgpy.daemon.metrics import NAME_SETS, PORTION, DeviceCollector, pages
+from wgpy.daemon.udp import Received, Sockets
 from wgpy.daemon.unreachable import Unreachables
 from wgpy.exposition import Page
 
@@ -121,6 +123,36 @@ def test_what_the_sockets_count_is_there() -> None:
     assert samples(text, "wgpy_plain_trains_total") == [({"interface": "wg0"}, 4.0)]
 
 
+def test_handshakes_have_a_series_for_every_result_from_the_start() -> None:
+    text = scraped(Sim("A", "B"))
+    assert {labels["result"]: value for labels, value in samples(text, "wgpy_handshakes_total")} == dict.fromkeys(
+        (result.value for result in Handshake), 0
+    )
+    assert samples(text, "wgpy_rekeys_total") == samples(text, "wgpy_handshake_queue") == [({"interface": "wg0"}, 0)]
+
+    done = {labels["result"]: value for labels, value in samples(scraped(Sim.connected()), "wgpy_handshakes_total") if value}
+    assert done == {"begun": 1, "initiated": 1}
+
+
+def test_calls_are_counted_that_carry_something() -> None:
+    sockets = Sockets()
+    sockets.bind(0, 0)
+    endpoint = Endpoint("127.0.0.1", sockets.port)
+    try:
+        assert sockets.send(b"x" * 250, 100, endpoint, b"", 0)
+        calls = received = 0
+        while received < 250:
+            calls += sockets.receive(next(iter(sockets)), memoryview(bytearray(1 << 16)), burst := Received())
+            received += burst.size
+        with pytest.raises(BlockingIOError):
+            sockets.receive(next(iter(sockets)), memoryview(bytearray(1 << 16)), burst)
+        text = scraped(Sim.connected(), sockets)
+        assert samples(text, "wgpy_sends_total") == [({"interface": "wg0"}, 1 if sockets.segmentation else 3)]
+        assert samples(text, "wgpy_receives_total") == [({"interface": "wg0"}, calls)]
+    finally:
+        sockets.close()
+
+
 def test_no_secret_is_told() -> None:
     sim = Sim.pair(preshared_key=b"\xee" * 32)
     text = scraped(sim)
@@ -155,7 +187,7 @@ def test_the_names_of_mindflavors_exporter_are_a_page_of_their_own() -> None:
     text = scraped(sim, path="/metrics/mindflavor")
 
     families = {family.name: family.type for family in text_string_to_metric_families(text)}
-    assert families == {
+    assert {name: kind for name, kind in families.items() if name.startswith("wireguard_")} == {
         "wireguard_sent_bytes": "counter",
         "wireguard_received_bytes": "counter",
         "wireguard_latest_handshake_seconds": "gauge",
@@ -174,6 +206,73 @@ def test_the_names_of_mindflavors_exporter_are_a_page_of_their_own() -> None:
     for key, (_, at) in handshakes.items():
         assert at + delays[key] == pytest.approx(time.time(), abs=5)
     assert len(samples(text, "wireguard_sent_bytes_total")) == len(samples(text, "wireguard_received_bytes_total")) == 2
+
+
+def test_the_names_of_mdlayhers_exporter_are_a_page_of_their_own() -> None:
+    sim = Sim.connected()
+    stranger = SetPeer(b"\x05" * 32, allowed_ips=())
+    sim["A"].device.apply([stranger], sim.now)
+
+    text = scraped(sim, path="/metrics/mdlayher")
+
+    families = {family.name: family.type for family in text_string_to_metric_families(text)}
+    assert {name: kind for name, kind in families.items() if name.startswith("wireguard_")} == {
+        "wireguard_device_info": "gauge",
+        "wireguard_peer_info": "gauge",
+        "wireguard_peer_allowed_ips_info": "gauge",
+        "wireguard_peer_receive_bytes": "counter",
+        "wireguard_peer_transmit_bytes": "counter",
+        "wireguard_peer_last_handshake_seconds": "gauge",
+    }
+    known, unknown = ({"device": "wg0", "public_key": base64(key)} for key in (sim["B"].public_key, stranger.public_key))
+    own = {"device": "wg0", "public_key": base64(sim["A"].public_key)}
+    assert samples(text, "wireguard_device_info") == [(own, 1)]
+    endpoints = [{**known, "endpoint": "192.0.2.2:51820", "name": ""}, {**unknown, "endpoint": "", "name": ""}]
+    assert samples(text, "wireguard_peer_info") == [(labels, 1) for labels in endpoints]
+    ranges = [("10.0.0.2/32", "IPv4"), ("fd00::2/128", "IPv6")]
+    assert samples(text, "wireguard_peer_allowed_ips_info") == [
+        ({**known, "allowed_ips": prefix, "family": family}, 1) for prefix, family in ranges
+    ]
+    received, sent = (samples(text, f"wireguard_peer_{way}_bytes_total") for way in ("receive", "transmit"))
+    assert received == [(known, 92), (unknown, 0)] and sent == [(known, 180), (unknown, 0)]
+    ((_, at), (_, never)) = samples(text, "wireguard_peer_last_handshake_seconds")
+    assert at == int(sim.epoch + 1000.02) and never == 0
+
+
+@pytest.mark.parametrize("path", NAME_SETS)
+def test_what_only_wgpy_says_is_the_same_on_every_page(path: str) -> None:
+    def own(path: str) -> list[str]:
+        return [line for line in scraped(sim, path=path).splitlines() if line.startswith("wgpy_")]
+
+    sim = Sim.connected()
+    assert own(path) == own("/metrics") and len(own(path)) > len(Drop)
+
+
+def test_sessions_handshakes_and_staged_packets_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    sim = Sim("A", "B")
+    sim["A"].peer(sim["B"])
+    monkeypatch.setattr("wgpy.daemon.metrics.boottime", lambda: sim.now)
+
+    def counted() -> tuple[float, ...]:
+        text = scraped(sim)
+        names = ("peers", "sessions", "handshakes_under_way", "staged_packets")
+        ((labels, _),) = samples(text, "wgpy_peers")
+        assert labels == {"interface": "wg0"}
+        return tuple(samples(text, f"wgpy_{name}")[0][1] for name in names)
+
+    assert counted() == (1, 0, 0, 0)
+    for _ in range(3):
+        sim["A"].send_packet(packet("10.0.0.1", "10.0.0.2"))
+    assert counted() == (1, 0, 1, 3)
+    sim["B"].peer(sim["A"])
+    sim.advance(30)  # the initiation was lost, and the next one is answered
+    assert counted() == (1, 1, 0, 0)
+
+
+def test_who_it_is_stands_there() -> None:
+    ((labels, value),) = samples(scraped(Sim.connected()), "wgpy_build_info")
+
+    assert (labels["interface"], labels["version"], value) == ("wg0", wgpy.__version__, 1)
 
 
 async def test_packets_have_their_turn_between_portions_of_peers() -> None:

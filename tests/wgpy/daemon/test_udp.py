@@ -7,10 +7,12 @@ import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
 from wgpy.config import Endpoint
+from wgpy.daemon.mmsg import SLOTS
 from wgpy.daemon.udp import IP_PKTINFO, Received, Sockets, read_source
 
 PATIENCE = 10.0
@@ -53,6 +55,8 @@ class Got:
     @property
     def datagrams(self) -> list[bytes]:
         size = self.segment or len(self.data)
+        if not size:
+            return [b""]
         return [self.data[start : start + size] for start in range(0, len(self.data), size)]
 
 
@@ -67,6 +71,18 @@ def receive(sockets: Sockets, count: int = 1) -> list[Got]:
         for sock in readable:
             assert sockets.receive(sock, buffer, received)
             got.append(Got(bytes(buffer[: received.size]), received.segment, received.endpoint, received.source, received.ecn))
+    return got
+
+
+def receive_many(sockets: Sockets, count: int) -> list[Got]:
+    """As :func:`receive`, many in a call."""
+    got: list[Got] = []
+    while sum(len(one.datagrams) for one in got) < count:
+        readable, _, _ = select.select(list(sockets), [], [], PATIENCE)
+        assert readable, f"only {got} came"
+        for sock in readable:
+            for data, segment, endpoint, source, ecn in sockets.receive_many(sock):
+                got.append(Got(bytes(data), segment, endpoint, source, ecn))
     return got
 
 
@@ -279,6 +295,126 @@ def test_only_a_link_local_source_keeps_its_interface() -> None:
         assert read_source(source) == (packed, 7)
         ((_, _, sent),) = sockets._control(socket.AF_INET6, source, 0, 0)
         assert sent == struct.pack("=16sI", packed, kept)
+
+
+# -- many in a call -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("coalescing", [True, False])
+def test_many_datagrams_in_a_call_are_told_as_one_in_a_call_is(host: str, coalescing: bool) -> None:
+    """Datagrams of many senders, an empty one, a train, and a mark of congestion."""
+    with bound(coalescing=coalescing) as sockets, bound() as trains, contextlib.ExitStack() as stack:
+        to = Endpoint(host, sockets.port)
+        others = [stack.enter_context(peer_socket(host)) for _ in range(2 * SLOTS + 3)]
+
+        def sent() -> int:
+            for number, other in enumerate(others):
+                other.sendto(b"%d" % number * number, to.sockaddr)
+                if number == 5:
+                    assert trains.send(bytes(30_000) + b"the end", 1000, to, b"", 3)
+            return len(others) + 31
+
+        one_by_one = receive(sockets, sent())
+        many = receive_many(sockets, sent())
+
+        assert many == one_by_one
+        assert [hash(one.endpoint) for one in many] == [hash(one.endpoint) for one in one_by_one]
+        assert [one.endpoint.sockaddr for one in many] == [one.endpoint.sockaddr for one in one_by_one]
+        assert [one.endpoint.packed for one in many] == [one.endpoint.packed for one in one_by_one]
+        assert max(one.segment for one in many) == (1000 if coalescing else 0)
+        assert {one.source for one in many} != {b""}
+
+
+def test_a_sender_has_one_endpoint_however_often_it_sends(host: str) -> None:
+    """Whether a peer has moved is seen by identity."""
+    with bound() as sockets, bound() as other:
+        for _ in range(3):
+            other.send(b"data", 4, Endpoint(host, sockets.port), b"", 0)
+        first, *rest = receive_many(sockets, 3)
+
+        assert all(one.endpoint is first.endpoint and one.source is first.source for one in rest)
+
+
+def test_receiving_many_from_an_empty_socket_blocks_nobody() -> None:
+    with bound() as sockets:
+        for sock in sockets:
+            with pytest.raises(BlockingIOError):
+                sockets.receive_many(sock)
+
+
+def test_datagrams_are_sent_each_to_its_own(host: str) -> None:
+    """Of two lengths and to both families, in any order, more than go in a call, and some from the address that was spoken to."""
+    with bound() as sockets, contextlib.ExitStack() as stack:
+        hosts = [host, "127.0.0.1"]
+        others = [stack.enter_context(peer_socket(hosts[number % 2])) for number in range(3 * SLOTS)]
+        spoken_to = struct.pack("=I4s4s", 0, socket.inet_aton("127.0.0.2"), bytes(4))
+        sources = [spoken_to if host == "127.0.0.1" and number % 3 else b"" for number in range(len(others))]
+        datagrams = [bytes([number]) * (64 if number < 40 else 7) for number in range(len(others))]
+
+        sockets.send_each(list(zip(datagrams, map(endpoint_of, others), sources, strict=True)))
+
+        for other, datagram, source in zip(others, datagrams, sources, strict=True):
+            data, sender = other.recvfrom(100)
+            own = "127.0.0.2" if source else other.getsockname()[0]
+            assert (data, *sender[:2]) == (datagram, own, sockets.port)
+
+
+def test_alike_they_take_a_call_for_as_many_as_it_has_slots(host: str) -> None:
+    with bound() as sockets, peer_socket(host) as other:
+        sockets.send_each([(b"data", endpoint_of(other), b"")] * (2 * SLOTS + 1))
+
+        assert sockets.sends == 3
+        assert [other.recv(100) for _ in range(2 * SLOTS + 1)] == [b"data"] * (2 * SLOTS + 1)
+
+
+def test_one_that_cannot_be_sent_keeps_back_none_of_the_others(host: str) -> None:
+    """A port of 0 is refused, and an address that is no longer ours is given up."""
+    gone = struct.pack("=I4s4s", 0, socket.inet_aton("192.0.2.1"), bytes(4)) if host == "127.0.0.1" else b""
+    with bound() as sockets, peer_socket(host) as other:
+        for refused in range(3):
+            endpoints = [endpoint_of(other)] * 3
+            endpoints[refused] = Endpoint(host, 0)
+            sockets.send_each([(b"%d" % number, endpoint, gone) for number, endpoint in enumerate(endpoints)])
+
+            assert [other.recv(100) for _ in range(2)] == [b"%d" % number for number in range(3) if number != refused]
+        assert sockets.send_errors == 3
+
+
+@pytest.mark.parametrize("many", [True, False])
+def test_a_destination_that_cannot_be_sent_to_costs_nobody_else_the_source(many: bool) -> None:
+    spoken_to = struct.pack("=I4s4s", 0, socket.inet_aton("127.0.0.2"), bytes(4))
+    with bound() as sockets, peer_socket("127.0.0.1") as other:
+        if many:
+            sockets.send_each([(b"lost", Endpoint("127.0.0.1", 0), spoken_to), (b"data", endpoint_of(other), spoken_to)])
+        else:
+            assert not sockets.send(b"lost", 4, Endpoint("127.0.0.1", 0), spoken_to, 0)
+        sockets.send(b"more", 4, endpoint_of(other), spoken_to, 0)
+
+        assert [other.recvfrom(9)[1][0] for _ in range(1 + many)] == ["127.0.0.2"] * (1 + many)
+        assert sockets.send_errors == 1
+
+
+def test_what_a_full_socket_does_not_take_is_lost_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not tried again one by one; those of another kind are."""
+    calls: list[int] = []
+
+    def send(descriptor: int, datagrams: list[bytes], addresses: list[bytes], control: bytes) -> int:
+        calls.append(len(datagrams))
+        raise BlockingIOError
+
+    with bound() as sockets, peer_socket("127.0.0.1") as other:
+        monkeypatch.setattr(sockets, "_outbox", SimpleNamespace(send=send))
+        sockets.send_each([(bytes(9), endpoint_of(other), b"")] * 40 + [(bytes(5), endpoint_of(other), b"")])
+
+        assert (calls, sockets.sends, sockets.send_errors) == ([SLOTS, 1], 0, 2)
+
+
+def test_without_its_family_a_datagram_is_lost() -> None:
+    sockets = Sockets()
+
+    sockets.send_each([(b"data", Endpoint("127.0.0.1", 1), b"")])
+
+    assert sockets.sends == 0
 
 
 # -- errors of others -----------------------------------------------------------------------------------------------
