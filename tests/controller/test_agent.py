@@ -351,7 +351,8 @@ def test_leaving_withdraws_the_key_and_takes_everything_down(lab: Lab, is_agent_
     assert not one.link(WG4)[0]
     lab.until(lambda: two.routes().get("10.42.1.0/26") == "throw", "the others talk to it in clear")
     shown = one.run_agent(verb="mesh")
-    assert shown.returncode == 0 and "IPv4  not part of the mesh: this node has left the mesh" in shown.stdout
+    assert shown.returncode == 3 and "IPv4  not part of the mesh: this node has left the mesh" in shown.stdout
+    assert "! nothing is encrypted: this node has left the mesh (wgpy leave)" in shown.stdout
     if is_agent_running:
         assert "stepping aside" in one.log and one.agents[0].poll() is None, "a process that ended would be started again"
         time.sleep(1)
