@@ -10,12 +10,16 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
 import yaml
-from rich.console import Console, Group, RenderableType
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, JustifyMethod, RenderableType, RenderResult
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 DOCUMENTS = ("json", "yaml")
@@ -29,6 +33,59 @@ class Look(NamedTuple):
     picture: Callable[[Console], RenderableType]
     document: Callable[[], Mapping[str, Any]]
     status: int = 0
+
+
+@dataclass
+class Fitting:
+    """A table for people that leaves columns out, and says which, where a terminal has no room for whole words in all of them.
+
+    ``spare`` names those that can go, the first to go first; ``numbers`` those that are aligned to the right, each on one line.
+    """
+
+    columns: Sequence[str]
+    spare: Sequence[str] = ()
+    numbers: Collection[str] = ()
+    rows: list[tuple[list[str], str]] = field(default_factory=list)
+    """The cells of each row, and its style."""
+
+    def add_row(self, cells: Iterator[str] | Sequence[str], style: str = "") -> None:
+        self.rows.append((list(cells), style))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        texts = {column: [column, *(cells[number] for cells, _ in self.rows)] for number, column in enumerate(self.columns)}
+        left_out: list[str] = []
+        while not (widths := self._widths(texts, options.max_width)) and len(left_out) < len(self.spare):
+            left_out.append(self.spare[len(left_out)])
+            del texts[left_out[-1]]
+        shown = Table(box=box.SIMPLE_HEAD, show_edge=False, header_style="bold")
+        for column in texts:
+            justify: JustifyMethod = "right" if column in self.numbers else "left"
+            shown.add_column(column, justify=justify, overflow="fold", width=widths.get(column))
+        for number, (_, style) in enumerate(self.rows, 1):
+            shown.add_row(*(Text(written[number]) for written in texts.values()), style=style)
+        yield shown
+        if left_out:
+            yield Text(f"(no room for {', '.join(left_out)}: widen the terminal, or --output json)", style="dim")
+
+    def _widths(self, texts: Mapping[str, Sequence[str]], room: int) -> dict[str, int]:
+        """How wide to make each column so that no word is broken, and no line of numbers; nothing where there is no room for it.
+
+        What is left of the room goes to the column that breaks its longest line into most, again and again. With each column come
+        a blank on either side, and one that parts it from the next.
+        """
+        lines = {column: _longest(line for text in cells for line in text.splitlines()) for column, cells in texts.items()}
+        words = {column: _longest(word for text in cells for word in text.split()) for column, cells in texts.items()}
+        widths = {column: (lines if column in self.numbers else words)[column] for column in texts}
+        left = room + 1 - sum(width + 3 for width in widths.values())
+        if left < 0:
+            return {}
+        for _ in range(min(left, sum(lines.values()) - sum(widths.values()))):
+            widths[max(widths, key=lambda column: lines[column] / widths[column])] += 1
+        return widths
+
+
+def _longest(texts: Iterable[str]) -> int:
+    return max(map(cell_len, texts), default=0)
 
 
 def add_arguments(parser: argparse.ArgumentParser, every: float) -> None:
@@ -48,7 +105,7 @@ def seconds(text: str) -> float:
     with contextlib.suppress(ValueError):
         if 0.1 <= (value := float(text)) <= 3600.0:
             return value
-    raise argparse.ArgumentTypeError(f"not from 0.1 to 3600 seconds: {text!r}")
+    raise argparse.ArgumentTypeError(f"not from 0.1 to 3600 seconds: {text!r} (other words come before this option)")
 
 
 def show(looks: Iterator[Look], output: str, every: float | None, width: int = PLAIN_WIDTH, fills_screen: bool = False) -> int:

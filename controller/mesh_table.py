@@ -20,16 +20,14 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from controller import look
 from controller.graph import WORDS, unusable
 from controller.graph import Pods as Pods
-from controller.look import PLAIN_WIDTH, Look
+from controller.look import PLAIN_WIDTH, Fitting, Look
 from controller.model import Cluster, Family
 from controller.source import Manifest
 from controller.status import (
@@ -212,21 +210,18 @@ def _heading(family: FamilyStatus) -> Text:
 
 
 COLUMNS = ("NODE", "TRAFFIC", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "RATE", "MESH", "PODS")
+SPARE = ("MESH", "SENT", "RECEIVED", "RATE")
 NUMBERS = ("HANDSHAKE", "RECEIVED", "SENT", "RATE")
 
 
-def _nodes(own: str, family: FamilyStatus, around: World, now: float, is_wide: bool, speed: Rates) -> Table:
+def _nodes(own: str, family: FamilyStatus, around: World, now: float, is_wide: bool, speed: Rates) -> Fitting:
     """This node first, then its peers."""
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=True, show_edge=False, header_style="bold")
-    for column in COLUMNS:
-        shown.add_column(column, justify="right" if column in NUMBERS else "left", overflow="fold")
-    for column in ("KEY", "RANGES") if is_wide else ():
-        shown.add_column(column, overflow="fold")
+    shown = Fitting([*COLUMNS, *(("KEY", "RANGES") if is_wide else ())], () if is_wide else SPARE, NUMBERS)
     pods = _listed(_of_family(around.pods.get(own, ()), family), is_wide)
     first = [own, "this node", *[""] * 5, around.meant(own, family.family), pods]
-    shown.add_row(*map(Text, [*first, family.public_key or "", "\n".join(family.ranges)] if is_wide else first))
+    shown.add_row([*first, family.public_key or "", "\n".join(family.ranges)] if is_wide else first)
     for peer in family.peers:
-        shown.add_row(*map(Text, _cells(peer, family, around, now, is_wide, speed)), style=_style(peer))
+        shown.add_row(_cells(peer, family, around, now, is_wide, speed), _style(peer))
     return shown
 
 

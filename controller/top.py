@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from controller.look import Look, seconds, show
+from controller.look import Fitting, Look, seconds, show
 from controller.mesh_table import Rates, ago, looks, size
 from controller.model import Family
 from controller.status import AgentStatus, PeerStatus, Traffic
 
 SECONDS = 1.0
 MOST_ROWS = 500
+NUMBERS = ("HANDSHAKE", "IN/S", "OUT/S", "RECEIVED", "SENT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +54,9 @@ def table(status: AgentStatus, speed: Rates, now: float, most: int = MOST_ROWS) 
     found = rows(status, speed)
     received, sent = (sum(filter(None, rates)) for rates in ([row.received for row in found], [row.sent for row in found]))
     known = sum(row.received is not None for row in found)
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False, header_style="bold")
-    for column in ("NODE", "IP", "ENDPOINT", "HANDSHAKE", "IN/S", "OUT/S", "RECEIVED", "SENT"):
-        shown.add_column(column, justify="left" if column in ("NODE", "ENDPOINT") else "right", overflow="fold")
+    shown = Fitting(("NODE", "IP", "ENDPOINT", *NUMBERS), ("SENT", "RECEIVED", "IP"), NUMBERS)
     for row in found[:most]:
-        shown.add_row(*map(Text, _cells(row, now)), style="red" if row.peer.is_silent else "dim" if not row.total else "")
+        shown.add_row(_cells(row, now), "red" if row.peer.is_silent else "dim" if not row.total else "")
     total = f"in {_rate(received if known else None)}, out {_rate(sent if known else None)}"
     head = Text.assemble((status.node, "bold"), f"  {len(found)} encrypted peers  {total}")
     if not found:
@@ -106,7 +103,15 @@ def _plain(row: Row) -> dict[str, Any]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--interval", type=seconds, default=SECONDS, metavar="SECONDS", help="how long between two looks (default: %(default)g)"
+        "--watch",
+        "--interval",
+        dest="interval",
+        type=seconds,
+        nargs="?",
+        const=SECONDS,
+        default=SECONDS,
+        metavar="SECONDS",
+        help="how long between two looks (default: %(default)g)",
     )
     parser.add_argument("--once", action="store_true", help="look twice, print the rates between, and end")
     parser.add_argument(

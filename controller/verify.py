@@ -33,15 +33,13 @@ from ipaddress import ip_address
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from controller import look
 from controller.demo.capture import Conversation, Frame, Sighting, judge
 from controller.graph import Pods
-from controller.look import Look
+from controller.look import Fitting, Look
 from controller.model import Address, Cluster, Family
 from controller.status import AgentStatus, FamilyStatus, PeerStatus
 from wgpy.config import parse_endpoint, parse_prefix
@@ -392,12 +390,10 @@ def look_in_vain(node: str, why: str) -> Look:
 
 
 def _picture(node: str, results: Sequence[Result], wires: Sequence[str]) -> RenderableType:
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=True, show_edge=False, header_style="bold")
-    for column in ("NODE", "FROM", "TO", "VERDICT", "IN CLEAR", "INTO TUNNEL", "WIREGUARD", "ANSWERS", "WHY"):
-        shown.add_column(column, overflow="fold")
+    columns = ("NODE", "FROM", "TO", "VERDICT", "IN CLEAR", "INTO TUNNEL", "WIREGUARD", "ANSWERS", "WHY")
+    shown = Fitting(columns, spare=("INTO TUNNEL", "ANSWERS", "WIREGUARD"))
     for result in results:
-        style = {Verdict.ENCRYPTED: "green", Verdict.REFUSED: ""}.get(result.verdict, "red")
-        shown.add_row(*map(Text, _cells(result)), style=style)
+        shown.add_row(_cells(result), {Verdict.ENCRYPTED: "green", Verdict.REFUSED: ""}.get(result.verdict, "red"))
     head = Text(f"{node}: {PACKETS} marked packets for each of {len(results)} pairs of pods, looked for on {', '.join(wires)}")
     return Group(head, Text(f"method: {METHOD}"), shown)
 

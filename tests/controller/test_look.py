@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from controller import look
-from controller.look import Look, add_arguments, console, seconds, show
+from controller.look import Fitting, Look, add_arguments, console, seconds, show
 
 LONG = "kubectl " + "x" * 300
 
@@ -140,3 +140,46 @@ def test_how_often_to_look(text: str, value: float) -> None:
     for wrong in ("0", "3601", "x", "nan"):
         with pytest.raises(argparse.ArgumentTypeError):
             seconds(wrong)
+
+
+# A table on a terminal that is narrow ---------------------------------------------------------------------------------
+
+COLUMNS = ("NODE", "ENDPOINT", "SENT", "MESH", "PODS")
+
+
+def drawn(width: int) -> list[str]:
+    fitting = Fitting(COLUMNS, spare=("MESH", "SENT"), numbers=("SENT",))
+    fitting.add_row(["n1", "192.0.2.1:51820", "1.5 MB", "all of them but the third", "10.0.0.1 default/web-1\nand 2 more"])
+    fitting.add_row(["n2", "[2001:db8::2]:51820", "12 B", "none", ""], "red")
+    out = Console(width=width, record=True, file=io.StringIO(), soft_wrap=True, highlight=False)
+    out.print(fitting)
+    return [line.rstrip() for line in out.export_text().splitlines()]
+
+
+@pytest.mark.parametrize("width", range(52, 130))
+def test_no_word_is_broken_and_what_is_left_out_is_named(width: int) -> None:
+    lines = drawn(width)
+
+    *table, last = lines if lines[-1].startswith("(no room") else [*lines, ""]
+    left_out = {column for column in ("MESH", "SENT") if column in last}
+    assert all(len(line) <= width for line in table)
+    assert table[0].split() == [column for column in COLUMNS if column not in left_out]
+    words = {word for line in table for word in line.split()}
+    assert words >= {"192.0.2.1:51820", "[2001:db8::2]:51820", "10.0.0.1", "default/web-1"}
+    assert "MESH" in left_out or words >= {"all", "them", "third", "none"}
+    assert "SENT" in left_out or any("1.5 MB" in line for line in table), "numbers stay on a line"
+
+
+def test_the_first_to_go_is_the_first_named_and_only_where_it_must() -> None:
+    assert "(no room" not in "".join(drawn(61))
+    assert drawn(60)[-1] == "(no room for MESH: widen the terminal, or --output json)"
+    assert drawn(52)[-1] == "(no room for MESH, SENT: widen the terminal, or --output json)"
+
+
+def test_where_nothing_more_can_go_words_are_broken_and_nothing_is_lost() -> None:
+    *table, _ = drawn(30)
+
+    first = ("NODE", "n1", "n2", "ENDPOINT", "192.0.2.1:51820", "[2001:db8::2]:51820")
+    cells = (*first, "PODS", "10.0.0.1 default/web-1", "and 2 more")
+    assert all(len(line) <= 30 for line in table)
+    assert sorted(filter(str.isalnum, "".join(table))) == sorted(filter(str.isalnum, "".join(cells)))
