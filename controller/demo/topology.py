@@ -133,6 +133,11 @@ class Namespace:
                 process.kill()
                 process.wait()
 
+    def _unplug(self, interface: str) -> None:
+        """Delete this end of a veth, and with it the other, unless the kernel has done so. A namespace that is deleted goes on
+        answering until the kernel gets round to it, on a busy machine a second later."""
+        self.run(["ip", "link", "delete", interface], check=False)
+
     def configure(self, *, sysctls: Mapping[str, object] | None = None, links: Sequence[str] = ()) -> None:
         """Set ``sysctls`` (paths below /proc/sys/net), after the ``ip`` commands in ``links``, in one process."""
         script = ["set -e"]
@@ -215,6 +220,7 @@ class Pod(Namespace):
         """Delete the pod: its processes, its veth and the host routes with it."""
         del self.node.pods[self.key]
         _remove([self])
+        self.node._unplug(self.host_interface)
 
 
 class Node(Namespace):
@@ -272,6 +278,7 @@ class Node(Namespace):
         """Switch the node off and unplug it, with its pods. Announced blocks stay announced: withdraw them first."""
         del self.topology.nodes[self.key]
         _remove([*self.pods.values(), self])
+        self.topology.underlay._unplug(self.key)
 
     def _lay(self) -> None:
         topology = self.topology

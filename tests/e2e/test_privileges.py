@@ -48,12 +48,21 @@ def given(*capabilities: Capability) -> list[str]:
 
 
 def as_nobody(*capabilities: Capability) -> list[str]:
-    """A prefix that runs a command as a user who is not root, with ambient capabilities. The sockets' directory becomes his."""
+    """A prefix that runs a command as a user who is not root, with ambient capabilities. The sockets' directory becomes his, and
+    he sees a /dev/net/tun that everybody may open, as udev makes it and a bare machine has it not."""
     words = _words(capabilities)
     user = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", f"--inh-caps={words}", f"--ambient-caps={words}"]
     if subprocess.run(["setpriv", *user[:3], *WGPY, "--version"], capture_output=True, check=False).returncode != 0:
         pytest.skip("this checkout cannot be read by a user who is not root")
-    return ["sh", "-c", f'chown {NOBODY} /var/run/wireguard && exec "$0" "$@"', "setpriv", *user]
+    tun = os.stat("/dev/net/tun").st_rdev
+    script = [
+        "set -e",
+        "mount -t tmpfs -o mode=755 tmpfs /dev/net",  # where nobody else sees it: ip netns exec gives mounts of one's own
+        f"mknod -m 666 /dev/net/tun c {os.major(tun)} {os.minor(tun)}",
+        f"chown {NOBODY} /var/run/wireguard",
+        'exec "$0" "$@"',
+    ]
+    return ["sh", "-c", "\n".join(script), "setpriv", *user]
 
 
 def _words(capabilities: Sequence[Capability]) -> str:
