@@ -42,7 +42,14 @@ MODULES = {
     "wgpy/core/allowedips.py": (CORE, PAPER, NETWORK),
     "wgpy/core/inbound.py": (f"{CORE}/test_inbound.py", f"{CORE}/test_shortcuts.py", PAPER),
     "wgpy/core/outbound.py": (f"{CORE}/test_outbound.py", f"{CORE}/test_shortcuts.py", f"{CORE}/test_device.py", PAPER),
-    "wgpy/core/device.py": (f"{CORE}/test_device.py", f"{CORE}/test_drops.py", "tests/test_hostile.py", PAPER, NETWORK),
+    "wgpy/core/device.py": (
+        f"{CORE}/test_device.py",
+        f"{CORE}/test_drops.py",
+        f"{CORE}/test_handshakes.py",
+        "tests/test_hostile.py",
+        PAPER,
+        NETWORK,
+    ),
 }
 """What is mutated, and the tests that judge it. A mutant that is killed takes a fifth of a second, one that survives as long as
 all of its tests: so for the large modules these are not all there are, but those that are about the module."""

@@ -535,6 +535,19 @@ def test_a_source_address_that_may_be_why_nobody_answers_is_forgotten() -> None:
     assert sim.sent("A", "initiation")
 
 
+@pytest.mark.parametrize("is_under_load", [False, True])
+def test_an_answer_leaves_from_the_address_its_initiation_came_to(is_under_load: bool) -> None:
+    sim = Sim.pair()
+    ping(sim, "A", "B")
+    device = sim["B"].device
+    for _ in range(UNDER_LOAD_MESSAGES if is_under_load else 1):
+        device.message_received(sim.log[0].datagram, sim["A"].endpoint, b"an address of ours", sim.now)
+    device.handle_messages(1000, sim.now)
+
+    answers = {(kind_of(train.datagrams), train.source) for train in sim["B"].trains}
+    assert answers == {("cookie reply" if is_under_load else "response", b"an address of ours")}
+
+
 # -- configuration: keepalives --------------------------------------------------------------------------------------
 
 
@@ -676,6 +689,20 @@ def test_bytes_are_those_of_the_kernel() -> None:
     two, one = sim["B"].peer_of(sim["A"]), sim["A"].peer_of(sim["B"])
     assert (two.tx_bytes, two.rx_bytes) == (148 + 10 * 128, 92 + 10 * 128)
     assert (one.tx_bytes, one.rx_bytes) == (two.rx_bytes, two.tx_bytes)
+
+
+def test_bytes_are_those_of_all_datagrams_the_later_handshakes_included() -> None:
+    sim = Sim.pair()
+    for _ in range(30):
+        ping(sim, "A", "B")
+        sim.advance(10)
+        ping(sim, "B", "A")
+        sim.advance(1)
+
+    one, two = sim["A"].peer_of(sim["B"]), sim["B"].peer_of(sim["A"])
+    assert len(sim.sent("A", "initiation")) + len(sim.sent("B", "initiation")) >= 3
+    assert one.tx_bytes == two.rx_bytes == sum(entry.size for entry in sim.sent("A"))
+    assert two.tx_bytes == one.rx_bytes == sum(entry.size for entry in sim.sent("B"))
 
 
 def test_a_snapshot_tells_each_number_of_each_peer_by_itself() -> None:
@@ -1113,6 +1140,17 @@ def test_no_more_messages_are_worked_on_than_asked_for() -> None:
     assert sim["B"].device.has_messages
 
 
+def test_one_that_is_worked_on_counts_as_one_however_many_wait() -> None:
+    sim = Sim("B")
+    message = handshake_message(sim["B"])
+    for _ in range(300):
+        sim["B"].device.message_received(message, ELSEWHERE, b"", sim.now)
+
+    sim["B"].device.handle_messages(200, sim.now)
+
+    assert sim["B"].drops() == {"bad_handshake": 200}
+
+
 def test_of_those_that_are_refused_sixteen_count_as_one() -> None:
     sim = Sim("B")
     message = handshake_message(sim["B"])
@@ -1298,6 +1336,37 @@ def test_busy_traffic_does_not_fill_the_schedule() -> None:
             assert len(host.device._schedule) <= 5
 
     assert len(sim["B"].packets) == 8_000
+
+
+@pytest.mark.parametrize("removed", ["B", "C"])
+def test_all_that_is_due_is_done_in_one_go_though_one_of_them_is_no_peer_any_more(removed: str) -> None:
+    sim = Sim("A", "B", "C")
+    for name in "BC":
+        sim["A"].peer(sim[name], persistent_keepalive=25)
+    sim.cut()
+    sim.advance(1)
+    sim["A"].set_peer(sim[removed], remove=True)
+    sim.log.clear()
+
+    sim.now += 6
+    sim["A"].device.expire(sim.now)
+
+    assert sent(sim) == [("A", "initiation")], "again, to the one that is left"
+
+
+def test_at_the_last_minute_a_session_is_renewed_once_and_the_timer_tries_again() -> None:
+    """Not each packet that comes in then: paper 6.2, kernel sent_lastminute_handshake."""
+    sim = Sim.connected()
+    sim.now += 167
+    sim.cut("A")
+    begun = sim.now
+    while sim.now < begun + 5.3:
+        ping(sim, "B", "A")
+        sim.advance(0.05)
+
+    first, *again = [entry.at - begun for entry in sim.sent("A", "initiation")]
+    assert first < 0.1
+    assert len(again) <= 1 and all(at - first > 5.05 for at in again), "with its jitter"
 
 
 def test_an_announced_deadline_is_never_later_than_a_timer() -> None:
