@@ -491,6 +491,25 @@ def test_cookie_replies_are_as_long_as_small_packets_and_may_stand_between_them(
 
 
 @pytest.mark.parametrize("many", [False, True])
+def test_of_each_datagram_it_is_told_whence_it_came_where_to_and_when(many: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    sim = Sim.connected()
+    a, b = sim["A"], sim["B"]
+    told: list[object] = []
+    monkeypatch.setattr(b.device, "message_received", lambda *arguments: told.append(arguments))
+    message, data = bytes([1, *bytes(147)]), seal(keypair_to(a, b), packet("10.0.0.1", "10.0.0.2"))
+
+    for datagram, source in ((message, b"one"), (data, b"other")):
+        if many:
+            b.device.inbound.many_received([(memoryview(datagram), 0, ELSEWHERE, source, 0)], sim.now)
+        else:
+            b.device.inbound.buffer[: len(datagram)] = datagram
+            b.device.inbound.datagrams_received(len(datagram), 0, ELSEWHERE, source, 0, sim.now)
+
+    assert told == [(message, ELSEWHERE, b"one", sim.now)]
+    assert (b.peer_of(a).endpoint, b.peer_of(a).source) == (ELSEWHERE, b"other")
+
+
+@pytest.mark.parametrize("many", [False, True])
 def test_initiations_of_several_peers_behind_one_address_come_in_one_burst(many: bool) -> None:
     sim = Sim("B", "A", "C", "D")
     sim["B"].receives_many = many
