@@ -54,6 +54,8 @@ BOOTS = 2
 QUEUE_LENGTH = 4000
 """Packets that wait for qemu at most; more are lost, of which the sender hears (ENOBUFS)."""
 SLOT_SECONDS = 60.0
+TAKE_DOWN_SECONDS = 60.0
+"""What is not undone by then is in the way of a later box with the same number. It was 20 s when that happened, once."""
 ANSWER_SECONDS = 30.0
 """Beyond the time that a command itself may take."""
 MAC = "52:54:00:77:{slot:02x}:{leg:02x}"
@@ -269,7 +271,7 @@ class KernelBox(Box):
         if self._is_wanted:
             # What fails has not been laid, or is gone with the guest.
             with contextlib.suppress(GuestError, TopologyError):
-                self.guest.run(["sh"], input=self._taken_down(), check=False)
+                self.guest.run(["sh"], input=self._taken_down(), check=False, timeout=TAKE_DOWN_SECONDS)
         home = self.guest.hub.name
         back = [f"link set {leg} netns {home} name {tap}" for leg, tap in zip((Tester.OUTER, Tester.INNER), self.slot.taps)]
         for command in (
