@@ -343,6 +343,8 @@ def _reason(error: BaseException) -> str:
     number = getattr(inner, "errno", None)
     if isinstance(number, int) and number > 0 and not isinstance(inner, ssl.SSLError | socket.gaierror):
         return os.strerror(number)
+    if isinstance(inner, ConnectionError):  # asyncio's, without a number: the other end went while TLS began, or while we wrote
+        return "the connection broke off"
     return _one_line(getattr(inner, "strerror", None) or inner) or type(error).__name__
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -136,6 +137,24 @@ async def test_nobody_there(api: Scripted, connection: Connection) -> None:
 
     assert isinstance(error, SourceUnavailable)
     assert str(error) == f"cannot list nodes: the API server at {api.url} cannot be reached: Connection refused"
+
+
+@pytest.mark.parametrize("linger", [0, None], ids=["reset", "closed"])
+async def test_an_api_server_that_dies_while_tls_begins(api: Scripted, tmp_path: Path, linger: int | None) -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        if linger is not None:
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, linger))
+        writer.transport.abort()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        api.url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        connection = Connection(api.kubeconfig(tmp_path))
+        error = await failure(connection)
+        await connection.close()
+
+    said = {"Connection reset by peer", "the connection broke off"}  # the kernel's word, or asyncio's who has forgotten it
+    assert str(error) in {f"cannot list nodes: the API server at {api.url} cannot be reached: {each}" for each in said}
 
 
 async def test_a_body_is_sent_with_its_content_type(api: Scripted, connection: Connection) -> None:
