@@ -11,7 +11,7 @@ READY := .venv/.ready
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.cache/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup web setup-bench setup-kernel-vm setup-kube setup-manifests setup-web setup-image fmt lint quick check test patient-lint pytest kube manifests docs cov conformance mutants mistakes demo bench fuzz clean
+.PHONY: help setup web setup-bench setup-kernel-vm setup-kube setup-manifests setup-web setup-image fmt lint quick check test patient-lint pytest promises kube manifests docs cov conformance mutants mistakes demo bench fuzz clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## *(.*)/\1\t\2/' | expand -t 13
@@ -62,7 +62,12 @@ patient-lint: setup
 pytest: setup
 	$(PYTHON) -m pytest -m 'not long' $(ARGS)
 
+promises: export WGPY_REQUIRE_TIMES = 1
+promises: setup-kube setup-web  ## whether what is promised in seconds is kept, to the letter (needs root and a quiet machine)
+	$(PYTHON) -m pytest -m 'promise and not long' $(ARGS)
+
 kube: export WGPY_REQUIRE_KUBE = 1
+kube: export WGPY_REQUIRE_TIMES = 1
 kube: setup-kube setup-image  ## all tests on a real API server, and their figures (needs root, half an hour)
 	$(PYTHON) -m pytest -m kube $(ARGS)
 
@@ -78,6 +83,7 @@ docs: setup  ## the site of docs/ in build/site, the manual pages in build/man; 
 	$(PYTHON) .ci/reference.py build/man
 
 web: export WGPY_REQUIRE_WEB = 1
+web: export WGPY_REQUIRE_TIMES = 1
 web: setup-web  ## the dashboard in a real browser: Debian's Chromium (three minutes)
 	$(PYTHON) -m pytest -m web $(ARGS)
 

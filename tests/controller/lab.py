@@ -11,6 +11,7 @@ Each node has a /var/run/wireguard of its own. Everything is named after the pro
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -32,6 +33,9 @@ from tests.controller.cluster import Manifest, block, felix, node, pool, text
 ROOT = Path(__file__).parents[2]
 SECONDS = 45.0
 """How long is waited for what takes a second or two: half as long as an agent that nobody wakes would sleep."""
+
+PATIENTLY = "-W10"
+"""An option of ping, where an answer has to come: it is late on a machine that stands still."""
 
 WG4, WG6 = "wireguard.caliu", "wg-v6.caliu"
 
@@ -164,11 +168,10 @@ class Node:
     def everything(self) -> str:
         """All that an agent could change, as text: without what the kernel gives each link when it gets round to it, which on a
         busy machine is seconds later (fe80::, ff00::)."""
-        commands = [f"ip -{version} {what}" for version in (4, 6) for what in ("addr", "rule", "route show table all")]
-        commands += ["ip link", "wg showconf " + WG4 + " || true", "nft list ruleset"]
+        commands = [f"ip -o -{version} {what}" for version in (4, 6) for what in ("addr", "rule", "route show table all")]
+        commands += ["ip -o link", "wg showconf " + WG4 + " || true", "nft list ruleset"]
         printed = self.run("sh", "-c", " && ".join(f"({command})" for command in commands))
-        by_itself = (" fe80:", " ff00::/8", "valid_lft")
-        return "\n".join(sorted(line for line in printed.splitlines() if not any(each in line for each in by_itself)))
+        return "\n".join(sorted(line for line in printed.splitlines() if not re.search(r"\b(fe80|ff00)::", line)))
 
     def ping(self, address: str, *options: str) -> bool:
         return (

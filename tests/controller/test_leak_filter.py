@@ -244,9 +244,9 @@ def test_a_thousand_nodes_fit_exactly_and_the_program_is_quickly_made() -> None:
     """Every other block is somebody else's, so that no two make one."""
     ranges = [f"10.42.{n // 2}.{n % 2 * 128}/26" for n in range(500)] + [f"10.43.{n // 2}.{n % 2 * 128}/26" for n in range(500)]
     made = pairs(["10.44.0.0/26"], ranges)
-    began = time.perf_counter()
+    began = time.process_time()
     with taker(made) as one:
-        took = time.perf_counter() - began
+        took = time.process_time() - began
         for n in range(250):
             for first in (0, 128):
                 assert one.takes(plain(ip_address("10.44.0.1"), ip_address(f"10.42.{n}.{first}")))

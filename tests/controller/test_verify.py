@@ -254,7 +254,8 @@ def test_encrypted_in_clear_leaking_and_refused(lab: Lab) -> None:
     (two,) = report["pairs"]
     assert (status, two["verdict"], two["why"]) == (0, "encrypted", "and answered")
     assert (two["from"], two["to"]) == ("10.42.1.5", "10.42.2.5")
-    assert two["frames_in_clear"] == 0 and two["packets_into_tunnel"] == two["answers"] == PACKETS
+    assert two["frames_in_clear"] == 0 and two["packets_into_tunnel"] == PACKETS
+    assert 1 <= two["answers"] <= PACKETS, "it does not wait for the others when one has come"
     assert min(two["transport_messages"]) >= PACKETS
     assert report["wires"] == ["eth0"]
 

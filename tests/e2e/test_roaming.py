@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from controller.demo.topology import Address
-from tests.e2e.lab import AT_ONCE, FAMILIES, PORT, End, Tunnel, flood, ping, spare_address
+from tests.e2e.lab import AT_ONCE, FAMILIES, PORT, End, Tunnel, flood, ping, spare_address, wait_for
 from tests.e2e.wire import INITIATION, RESPONSE, TRANSPORT, messages
 from wgpy.config import Endpoint, SetDevice, SetPeer
 from wgpy.wgconf import format_key
@@ -40,13 +40,17 @@ def endpoint(address: Address, port: int = PORT) -> Endpoint:
 
 def give(end: End, version: int, *addresses: Address) -> None:
     """Let the node have these addresses on the underlay and no others."""
-    end.node.run(["ip", f"-{version}", "addr", "flush", "dev", "eth0", "scope", "global"])
+    family = f"-{version}"
+    end.node.run(["ip", family, "addr", "flush", "dev", "eth0", "scope", "global"])
     end.node.configure(
         links=[
             *(f"addr add {address}/{24 if version == 4 else '64 nodad'} dev eth0" for address in addresses),
             f"route replace {DEFAULT_ROUTE[version]} dev eth0",
         ]
     )
+    local = ["ip", family, "route", "show", "table", "local", "type", "local"]
+    for address in addresses:  # the kernel takes IPv6 addresses into use a moment later
+        wait_for(lambda address=address: f"local {address} " in end.node.run(local).stdout, f"{address} in use")  # type: ignore[misc]
 
 
 @tunnels_of(*PAIRS)

@@ -11,28 +11,12 @@ pytest.register_assert_rewrite("tests.controller.lab", "tests.kube.lab")
 from tests.kube.lab import API_ADDRESS  # noqa: E402
 from tests.kube.testbed import Testbed, is_built  # noqa: E402
 
-FIGURES = pytest.StashKey[dict[str, str]]()
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Everything in this directory needs the API server."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.kube)
-
-
-@pytest.fixture(scope="session")
-def figures(request: pytest.FixtureRequest) -> dict[str, str]:
-    """What was measured: a name, and the figure with its unit and its bound. Printed at the end of the run."""
-    return request.config.stash.setdefault(FIGURES, {})
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    measured = config.stash.get(FIGURES, {})
-    if measured:
-        terminalreporter.section("figures")
-    for name, figure in measured.items():
-        terminalreporter.write_line(f"{name}: {figure}")
 
 
 @pytest.fixture(scope="session")

@@ -215,7 +215,9 @@ class KubeLab(Lab):
             program.kill()
             program.wait(10)
         super().close()
-        subprocess.run(["ip", "link", "del", self.bridge], check=False)
+        # The nodes' ends go with their namespaces, but when the kernel gets round to it: the next lab may want the names.
+        for link in (*(f"{self.prefix}m{number}" for number in self.nodes), self.bridge):
+            subprocess.run(["ip", "link", "del", link], stderr=subprocess.DEVNULL, check=False)
         for kind, version in KINDS.items():
             plural = f"/api/v1/{kind.lower()}s" if version == "v1" else f"/apis/{version}/{kind.lower()}s"
             with contextlib.suppress(ApiError):

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from tests.controller.lab import WG4, WG6, Node, may_make_namespaces
+from tests.controller.lab import PATIENTLY, WG4, WG6, Node, may_make_namespaces
 from tests.kube.lab import INNER, PODS, KubeLab, capture, make_kube_lab, pings
 from tests.kube.testbed import API_SERVER, Testbed
 
@@ -125,7 +125,7 @@ def test_an_agent_that_is_killed_and_comes_back(mesh: KubeLab) -> None:
     lab = mesh
     with watched(lab) as leaks:
         lab.kill_agent(1)
-        assert lab.reaches(lab.pod(1), PODS[4].format(2)), "packets flow on without an agent"
+        assert lab.reaches(lab.pod(1), PODS[4].format(2), PATIENTLY), "packets flow on without an agent"
         seen = len(lab.nodes[1].log)
         start(lab, 1)
         lab.until(lambda: "in the mesh" in lab.nodes[1].log[seen:], "the agent is back")
@@ -184,7 +184,7 @@ def test_an_api_server_that_hangs_and_an_agent_that_starts_meanwhile(mesh: KubeL
             lab.kill_agent(1)
             start(lab, 1)
             time.sleep(3.0)
-            assert lab.reaches(lab.pod(1), PODS[4].format(2))
+            assert lab.reaches(lab.pod(1), PODS[4].format(2), PATIENTLY)
         finally:
             lab.kube.go_on(API_SERVER)
         until_meshed(lab)
@@ -263,7 +263,7 @@ def test_a_node_that_leaves_is_strict_no_more_and_the_others_refuse_it(mesh: Kub
         seen = leaks()
         assert seen["sent by n1"] and seen["come to n1's pod"], "it wants no part of it"
         assert not seen["sent by n2"] and not seen["come to n2's pod"]
-        assert lab.reaches(lab.pod(1), PODS[4].format(3)) and not lab.reaches(lab.pod(1), PODS[4].format(2), "-W0.2")
+        assert lab.reaches(lab.pod(1), PODS[4].format(3), PATIENTLY) and not lab.reaches(lab.pod(1), PODS[4].format(2), "-W0.2")
 
 
 def test_a_key_that_is_changed(mesh: KubeLab) -> None:

@@ -127,9 +127,9 @@ def test_the_way_out_is_the_kernels_answer_and_none_without_a_route(cluster: Top
 
 
 def test_a_node_that_joins_gets_the_routes_there_are_and_one_that_leaves_takes_its_pods_along(cluster: Topology) -> None:
-    third = cluster.add_node("n3", [ip_interface("10.77.0.3/24")])
+    third = cluster.add_node("n3", [ip_interface("10.77.0.3/24"), ip_interface("fd77::3/64")])
     cluster.announce(ip_network("10.42.3.0/26"), third)
-    pod = third.add_pod("a3", [ip_address("10.42.3.1")])
+    pod = third.add_pod("a3", [ip_address("10.42.3.1"), ip_address("fd42::301")])
     assert reaches(pod, pods(cluster)["a1"], 4)
 
     with (NAMESPACES / third.name).open(), (NAMESPACES / pod.name).open():
