@@ -32,11 +32,11 @@ from controller.masquerade import MasqueradeUnavailable
 from controller.model import Cluster, Family
 from controller.netlink import Kernel
 from controller.plan import plan, union
-from controller.state import Device, Guard, Link, State
+from controller.state import Device, Guard, Link, RouteKind, State
 from controller.statefiles import Assigned, StateFiles, public_key
 from controller.status import NOT_ENABLED, Seen
 from wgpy.client import Client, ClientError, clear_abandoned
-from wgpy.config import NO_KEY, DeviceSnapshot, Endpoint
+from wgpy.config import NO_KEY, DeviceSnapshot, Endpoint, Prefix
 
 log = logging.getLogger(__name__)
 
@@ -199,16 +199,26 @@ class Instance:
         link = self._kernel.find_link(place.interface)
         counts = refused(self.family)
         inbound, outbound = counts or (0, 0)
+        snapshot = self.snapshot(cluster)
         return Seen(
             at=time.time(),
             public_key=self._identity().public_key,
             interface=place.interface,
             mtu=link.link.mtu if link else None,
-            snapshot=self.snapshot(cluster),
+            snapshot=snapshot,
             is_refusing=counts is not None,
             refused_inbound=inbound,
             refused_outbound=outbound,
+            promised=None if _has_all(cluster, self.family, self._node, snapshot) else self._promised(place),
         )
+
+    def _promised(self, place: Place) -> frozenset[Prefix] | None:
+        """What our table sends nowhere but into the interface, if a rule asks it at all."""
+        if not self._kernel.rules(place.table, place.family):
+            return None
+        link = self._kernel.find_link(place.interface)
+        routes = self._kernel.routes(place.table, place.family, link.index if link else None)
+        return frozenset(route.prefix for route in routes if route.kind is not RouteKind.THROW)
 
     def facts(self, cluster: Cluster) -> Facts:
         """What may be wrong here."""
@@ -381,6 +391,15 @@ class Instance:
         if message and self._said.get(topic) != message:
             log.warning("%s: %s", self.family, message)
         self._said[topic] = message
+
+
+def _has_all(cluster: Cluster, family: Family, node: str, snapshot: DeviceSnapshot | None) -> bool:
+    """Whether every other node that has a key is on the device."""
+    if snapshot is None:
+        return False
+    device = {peer.config.public_key for peer in snapshot.peers}
+    keys = (each.of(family).public_key for name, each in cluster.nodes.items() if name != node)
+    return all(key in device for key in keys if key is not None)
 
 
 def _pod_mtu(path: Path) -> int | None:

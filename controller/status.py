@@ -183,7 +183,8 @@ class Seen:
     """What a pass has found of one family on this host, ``at`` seconds since 1970; the fields are those of :class:`FamilyStatus`.
 
     ``snapshot`` is the device behind ``interface``, None if nobody answers for it. ``is_refusing``: what cannot be encrypted is
-    refused just now, and not sent in clear.
+    refused just now, and not sent in clear. ``promised``: what our table keeps from going in clear, wherever that was looked up,
+    which a device that has all peers makes needless; None where no rule asks our table.
     """
 
     at: float
@@ -199,6 +200,7 @@ class Seen:
     is_withdrawing: bool = False
     refused_inbound: int = 0
     refused_outbound: int = 0
+    promised: frozenset[Prefix] | None = None
 
 
 def family_status(
@@ -282,8 +284,7 @@ def _peers(
             why = "no routes: routeSyncDisabled is on"
         elif key is None or (found := device.get(key)) is None:
             why = seen.waits_for or seen.failure or "not on the device yet"
-            if last is not None and last.traffic is not Traffic.CLEAR:
-                # What was encrypted before stays promised: its packets are dropped until there is a device again.
+            if _is_promised(ranges.get(name, ()), seen.promised, last):
                 traffic = Traffic.REFUSED
         else:
             place = (str(network.address), network.port or cluster.felix.of(family).port)
@@ -295,6 +296,14 @@ def _peers(
         for key in sorted(device.keys() - nodes_keys):
             name, found = format_key(key), device[key]
             yield _encrypted(name, found, _texts(found.config.allowed_ips), previous.get(name), seen.at, None)
+
+
+def _is_promised(ranges: Sequence[Prefix], promised: frozenset[Prefix] | None, last: PeerStatus | None) -> bool:
+    """Whether packets to a node that is not on the device are dropped. What was promised once is, until there is a device again;
+    but not what was promised before the host booted, or before somebody took our rule away: that is asked of the kernel."""
+    if promised is None:
+        return False
+    return promised.issuperset(ranges) if ranges else last is not None and last.traffic is not Traffic.CLEAR
 
 
 def _encrypted(

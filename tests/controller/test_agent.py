@@ -1,5 +1,6 @@
 """The agent for real: namespaces as nodes, wgpy and wireguard-go as data planes, everything read back with ``ip`` and ``wg``."""
 
+import json
 import os
 import re
 import signal
@@ -13,7 +14,7 @@ import pytest
 
 from controller.agent import LONGEST_RESYNC_SECONDS, LONGEST_RETRY_SECONDS, retry_seconds
 from tests.controller.cluster import block
-from tests.controller.lab import WG4, WG6, Lab, capture, make_lab, may_make_namespaces
+from tests.controller.lab import WG4, WG6, Lab, Node, capture, make_lab, may_make_namespaces
 from tests.peers import wireguard_go
 
 pytestmark = [
@@ -310,6 +311,43 @@ def test_where_the_interface_goes_with_its_data_plane_the_table_drops_what_was_p
     one.start(lab.data_plane[1], WG4)
     lab.until(lambda: one.routes().get("10.42.2.0/26") == WG4, "the agent sets up the new one")
     lab.until(lambda: one.ping("10.42.2.0"), "packets flow again", seconds=30)
+
+
+def test_what_becomes_of_packets_without_a_data_plane_is_said_as_it_is(lab: Lab) -> None:
+    """What was promised is refused; after a boot nothing is promised, whatever the agent remembers, and packets go in clear."""
+    meshed(lab, 1, 2)
+    one, pod, _ = lab.nodes[1], lab.add_pod(1), lab.add_pod(2)
+    lab.until(lambda: traffic(one) == "encrypted", "n2 is a peer")
+
+    one.agents[0].terminate()
+    one.agents[0].wait(10)
+    for pid in one.processes(WG4):
+        os.kill(pid, signal.SIGKILL)
+    one.start_agent("--no-spawn")
+    lab.until(lambda: traffic(one) == "refused", "what was encrypted is refused")
+    with capture(one, "icmp and net 10.42.0.0/16") as packets:
+        pod_pings(pod)
+        assert packets() == []
+
+        one.agents[1].terminate()
+        one.agents[1].wait(10)
+        one.run("sh", "-ec", f"ip rule del {RULE.partition(':')[2]}; ip route flush table 5182; ip link del {WG4} || true")
+        one.start_agent("--no-spawn")
+        lab.until(lambda: traffic(one) == "clear", "nothing keeps it from going in clear")
+        lab.until(lambda: (pod_pings(pod), packets())[1], "and it does")
+        time.sleep(1)
+        assert traffic(one) == "clear"
+
+
+def traffic(node: Node) -> str:
+    """What the agent says of n2's pods."""
+    (peer,) = json.loads((node.state / "status.json").read_text())["families"][0]["peers"]
+    return str(peer["traffic"])
+
+
+def pod_pings(pod: str) -> bool:
+    words = ["ip", "netns", "exec", pod, "ping", "-i0.05", "-c5", "-W0.2", "10.42.2.5"]
+    return subprocess.run(words, stdout=subprocess.DEVNULL, check=False).returncode == 0
 
 
 def test_a_data_plane_that_dies_is_started_again(lab: Lab) -> None:

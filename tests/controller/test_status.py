@@ -29,7 +29,7 @@ from controller.status import (
     unready,
     unstarted,
 )
-from wgpy.config import DeviceSnapshot, Endpoint, PeerConfig, PeerSnapshot
+from wgpy.config import DeviceSnapshot, Endpoint, PeerConfig, PeerSnapshot, Prefix
 from wgpy.wgconf import format_key
 
 NOW = 1_700_000_000.0
@@ -128,10 +128,11 @@ def test_a_family_that_rests_sends_everything_in_clear_and_says_why() -> None:
 
 
 def test_without_a_data_plane_what_was_encrypted_is_refused_and_the_rest_goes_in_clear() -> None:
-    """The routes of what was promised stay."""
+    """The routes of what was promised stay. What is remembered of an earlier boot promises nothing."""
     both = cluster(n2=KEYS["n2"], n3=KEYS["n3"])
-    before = status(both, seen(on_device("n2", age=1)))
-    lost = replace(seen(), snapshot=None, waits_for="a data plane for wireguard.caliu")
+    before = status(both, seen(on_device("n2", age=1), on_device("n3", age=1)))
+    promised = frozenset({ip_network("10.0.2.0/24")})
+    lost = replace(seen(), snapshot=None, waits_for="a data plane for wireguard.caliu", promised=promised)
 
     family = status(both, lost, before)
     later = status(both, lost, family)
@@ -140,6 +141,27 @@ def test_without_a_data_plane_what_was_encrypted_is_refused_and_the_rest_goes_in
         assert not one.has_data_plane
         assert {peer.name: peer.traffic for peer in one.peers} == {"n2": Traffic.REFUSED, "n3": Traffic.CLEAR}
         assert {peer.why for peer in one.peers} == {"a data plane for wireguard.caliu"}
+    booted = status(both, replace(lost, promised=None), before)
+    assert {peer.name: peer.traffic for peer in booted.peers} == {"n2": Traffic.CLEAR, "n3": Traffic.CLEAR}
+
+
+@pytest.mark.parametrize(
+    ("before", "promised", "expected"),
+    [
+        (Traffic.ENCRYPTED, frozenset(), Traffic.REFUSED),
+        (Traffic.CLEAR, frozenset(), Traffic.CLEAR),
+        (Traffic.ENCRYPTED, None, Traffic.CLEAR),
+    ],
+)
+def test_of_a_node_without_pods_it_is_remembered_whether_it_was_promised(
+    before: Traffic, promised: frozenset[Prefix] | None, expected: Traffic
+) -> None:
+    without = replace(cluster(n2=KEYS["n2"]), blocks=())
+    last = FamilyStatus(Family.IPV4, peers=(PeerStatus("n2", before),))
+
+    (peer,) = status(without, replace(seen(), snapshot=None, promised=promised), last).peers
+
+    assert peer.traffic is expected
 
 
 def test_a_peer_that_is_no_node_is_external() -> None:
