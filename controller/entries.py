@@ -116,17 +116,17 @@ def _changes(before: AgentStatus | None, after: AgentStatus) -> Iterator[Entry]:
 
 
 def _leak_changes(at: float, before: AgentStatus | None, after: AgentStatus) -> Iterator[Entry]:
-    """Whether somebody looks, and what was seen since ``before``. Each agent counts anew."""
+    """Whether somebody looks, and what was seen since ``before``. Each agent says for itself that it looks, and counts anew."""
     old, new = before.leaks if before else None, after.leaks
+    is_same_agent = before is not None and before.started_at == after.started_at
     was_on = old is not None and bool(old.interfaces)
     if new is not None and new.interfaces:
-        if old is None or (old.interfaces, old.why) != (new.interfaces, new.why):
+        if not is_same_agent or old is None or (old.interfaces, old.why) != (new.interfaces, new.why):
             yield entry(at, Kind.LEAK_DETECTOR_ON, interfaces=list(new.interfaces), why=new.why)
     elif new is None and was_on:
         yield entry(at, Kind.LEAK_DETECTOR_OFF, why="the agent was started without it")
     elif new is not None and new.why is not None and (was_on or old is None or old.why != new.why):
         yield entry(at, Kind.LEAK_DETECTOR_OFF, why=new.why)
-    is_same_agent = before is not None and before.started_at == after.started_at
     known = {(leak.family, leak.peer, leak.direction): leak.packets for leak in old.leaks} if old and is_same_agent else {}
     packets: defaultdict[tuple[str, str], int] = defaultdict(int)
     examples: dict[tuple[str, str], str] = {}

@@ -235,12 +235,15 @@ class _Replay:
                 if self.last is not None:
                     self._end(self.last[0], ENDED, (self.last[1], index))
                 self._set_strict(at, index, fields)
+                _set(self.detector, at, OFF, "the agent has just started", index)
                 return
             case Kind.AGENT_STOPPED.value:
                 self._end(at, STOPPED, (index,))
+                _set(self.detector, at, OFF, "the agent was stopped", index)
                 return
             case Kind.LEFT.value:
                 self._end(at, LEFT, (index,))
+                _set(self.detector, at, OFF, "the node has left the mesh", index)
                 return
             case Kind.LOST.value:
                 self._doubt(index, LOST)

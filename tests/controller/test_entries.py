@@ -109,7 +109,8 @@ def test_leaks_are_told_by_peer_and_how_many_are_new() -> None:
     assert told(before, status(leaks=leaks(3, 5, 7))) == []
     new = [("leak seen", {"family": "IPv4", "peer": "n2", "packets": 3, "example": "there > here"})]
     assert told(before, status(leaks=leaks(4, 7, 7))) == new
-    whole = told(before, status(leaks=leaks(4, 7, 7), started_at=NOW))
+    on, *whole = told(before, status(leaks=leaks(4, 7, 7), started_at=NOW))
+    assert on == ("leak detector on", {"interfaces": ["eth0"]}), "each agent says for itself that it looks"
     assert [(fields["peer"], fields["packets"]) for _, fields in whole] == [("n2", 11), ("n3", 7)], "another agent counts anew"
 
 

@@ -122,6 +122,18 @@ def test_a_detector_that_watched_not_all_it_was_to_proves_nothing(tmp_path: Path
     ) in said(made(tmp_path, *history, end=1))
 
 
+@pytest.mark.parametrize("end", [Kind.LEFT, Kind.AGENT_STOPPED, None])
+def test_an_agent_that_does_not_say_that_it_watches_for_leaks_does_not(tmp_path: Path, end: Kind | None) -> None:
+    """Whatever the agent before it did, and however that ended."""
+    watched = (started(0), stood(0, "n2", "n3"), one(0, Kind.LEAK_DETECTOR_ON, interfaces=["eth0"]), *running(0, 0.75))
+    last = () if end is None else (one(0.75, end),)
+    document = made(tmp_path, *watched, *last, started(0.75), stood(0.75, "n2", "n3"), *running(0.75, 1.5), end=1.5)
+
+    assert [(outcome, text) for topic, outcome, text in said(document) if topic == "leaks"] == [
+        ("not known", "The leak detector watched the wire of n1 for 50.0 % of the recorded time and saw no leak.")
+    ]
+
+
 @pytest.mark.parametrize("begin", [-1, 0])
 def test_a_pair_of_which_nothing_is_known_while_there_is_a_record_is_not_called_encrypted(tmp_path: Path, begin: float) -> None:
     """A peer that came while entries were lost. Where the record begins later than the period, that gap has the same reason."""
