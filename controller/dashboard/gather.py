@@ -107,13 +107,16 @@ class Reach:
 
 
 def _is_own(family: int, address: str | int) -> bool:
-    """Whether it is one of this host's, so that what is sent there stays here."""
+    """Whether it is one of this host's, so that what is sent there stays here: the kernel answers itself from the same address.
+    That one may bind to it says nothing: with ip_nonlocal_bind, as hosts with keepalived have it, one may bind to any."""
+    if ip_address(address).is_loopback:
+        return True
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
-            probe.bind((address, 0))
+            probe.connect((address, 9))  # nothing is sent
+            return ip_address(probe.getsockname()[0]) == ip_address(address)
         except OSError:
             return False
-    return True
 
 
 @dataclass(slots=True)

@@ -270,6 +270,39 @@ def test_files_that_are_not_there_are_named(token: Path, tmp_path: Path) -> None
         Reach.make(1, token, tmp_path / "none", None)
 
 
+@pytest.mark.e2e
+def test_which_address_is_our_own_is_not_asked_of_bind() -> None:
+    """With ip_nonlocal_bind one may bind to any: then the token would have gone anywhere, and past the tunnel."""
+    if not may_make_namespaces():
+        pytest.skip("needs root, to make network namespaces")
+    script = """
+import socket
+from controller.dashboard.gather import _is_own
+for address in ("192.0.2.1", "192.0.2.2", "198.51.100.1", "127.0.0.2"):
+    print(address, _is_own(socket.AF_INET, address))
+for address in ("fd00::1", "fd00::2", "2001:db8::1", "::1"):
+    print(address, _is_own(socket.AF_INET6, address))
+"""
+    commands = f"""
+        sysctl -qw net.ipv4.ip_nonlocal_bind=1 net.ipv6.ip_nonlocal_bind=1
+        ip link set lo up
+        ip link add one type veth peer name two
+        ip addr add 192.0.2.1/24 dev one
+        ip addr add fd00::1/64 dev one nodad
+        ip link set one up
+        ip link set two up
+        ip route add default via 192.0.2.2
+        while ! ip -6 route show table local | grep -q ^local.fd00::1; do sleep 0.01; done
+        exec {sys.executable} -c "$0"
+    """
+    done = subprocess.run(
+        ["unshare", "--net", "sh", "-ec", commands, script], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+
+    own = {line.split()[0] for line in done.stdout.splitlines() if line.endswith(" True")}
+    assert own == {"192.0.2.1", "127.0.0.2", "fd00::1", "::1"} and done.stdout.count("\n") == 8, done.stderr
+
+
 # Real agents
 
 GATHER = """
