@@ -63,7 +63,8 @@ def _leaks(found: LeakStatus | None) -> dict[str, Any] | None:
 
 
 def _family(family: FamilyStatus, now: float) -> dict[str, Any]:
-    troubled = [_named(peer) for peer in family.peers if peer.traffic is not Traffic.ENCRYPTED or peer.is_silent]
+    troubled = [peer for peer in family.peers if peer.traffic is not Traffic.ENCRYPTED or peer.is_silent]
+    troubled.sort(key=lambda peer: _WORST_FIRST.index(peer.traffic))  # where not all have room
     return {
         "family": family.family.value,
         "rest": family.rest,
@@ -82,8 +83,11 @@ def _family(family: FamilyStatus, now: float) -> dict[str, Any]:
         "tx_bytes": sum(peer.tx_bytes for peer in family.peers),
         "refused_packets": family.refused_inbound + family.refused_outbound,
         # A family that rests has no troubled peers: all that is to be said stands in ``rest``.
-        "troubled": troubled[:MOST_TROUBLED] if family.is_enabled else [],
+        "troubled": [_named(peer) for peer in troubled[:MOST_TROUBLED]] if family.is_enabled else [],
     }
+
+
+_WORST_FIRST = (Traffic.CLEAR, Traffic.REFUSED, Traffic.ENCRYPTED)
 
 
 def _named(peer: PeerStatus) -> dict[str, Any]:

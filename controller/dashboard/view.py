@@ -217,11 +217,20 @@ def links(sightings: Sequence[Sighting], selected: str | None) -> tuple[tuple[Li
     return tuple(found[-MOST_LINKS:]), max(len(found) - MOST_LINKS, 0)
 
 
-_Troubles = Mapping[str, tuple[State, str]]
+@dataclass(frozen=True, slots=True)
+class _Troubles:
+    """What is not as it ought to be with each peer that it is so with. ``is_whole``: with all others everything is well; a
+    summary that has no room for all of them says nothing of those it leaves out."""
+
+    peers: Mapping[str, tuple[State, str]]
+    is_whole: bool
+
+    def of(self, peer: str) -> tuple[State, str] | None:
+        return self.peers.get(peer, (State.ENCRYPTED, "") if self.is_whole else None)
 
 
 def _troubles(summary: Mapping[str, Any]) -> _Troubles | None:
-    """What is not as it ought to be with each peer that it is so with; None if the node says nothing of its peers."""
+    """None if the node says nothing of its peers."""
     families = _enabled(summary)
     found: dict[str, tuple[State, str]] = {}
     for family in families:
@@ -229,7 +238,12 @@ def _troubles(summary: Mapping[str, Any]) -> _Troubles | None:
             state = State.SILENT if peer["is_silent"] else _TRAFFIC[peer["traffic"]]
             if (known := found.get(peer["name"])) is None or known[0].severity < state.severity:
                 found[peer["name"]] = state, peer["why"]
-    return found if families else None
+    return _Troubles(found, all(_has_room(family) for family in families)) if families else None
+
+
+def _has_room(family: Mapping[str, Any]) -> bool:
+    troubled: int = family["peers"]["clear"] + family["peers"]["refused"] + family["silent"]
+    return len(family["troubled"]) >= troubled
 
 
 _TRAFFIC = {"encrypted": State.ENCRYPTED, "clear": State.CLEAR, "refused": State.REFUSED}
@@ -240,7 +254,7 @@ def _pairs(names: set[str], troubles: Mapping[str, _Troubles | None], selected: 
     if len(names) <= MOST_LINKED:
         yield from combinations(sorted(names), 2)
         return
-    pairs = {_ordered(name, peer) for name, found in troubles.items() for peer in found or () if peer in names}
+    pairs = {_ordered(name, peer) for name, found in troubles.items() for peer in (found.peers if found else ()) if peer in names}
     if selected in names:
         pairs |= {_ordered(selected, name) for name in names - {selected}}
     yield from pairs
@@ -252,11 +266,8 @@ def _ordered(one: str, other: str) -> tuple[str, str]:
 
 def _link(one: str, other: str, troubles: Mapping[str, _Troubles | None]) -> Link | None:
     """None where neither end says anything."""
-    said = [
-        found.get(peer, (State.ENCRYPTED, ""))
-        for name, peer in ((one, other), (other, one))
-        if (found := troubles.get(name)) is not None
-    ]
+    ends = [found.of(peer) for name, peer in ((one, other), (other, one)) if (found := troubles.get(name)) is not None]
+    said = [each for each in ends if each is not None]
     if not said:
         return None
     state, why = max(said, key=lambda each: each[0].severity)

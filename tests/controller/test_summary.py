@@ -49,8 +49,8 @@ def test_a_summary_counts_who_is_well_and_names_who_is_not() -> None:
     ipv4, ipv6 = said["families"]
     assert said["node"] == "n1" and said["is_synced"] and said["unready"] is None
     assert ipv4["peers"] == {"encrypted": 4, "clear": 0, "refused": 1} and ipv4["silent"] == 1
-    assert [one["name"] for one in ipv4["troubled"]] == ["n3", "n5"]
-    assert ipv4["troubled"][1] == {"name": "n5", "traffic": "refused", "why": "has no public key", "is_silent": False}
+    assert [one["name"] for one in ipv4["troubled"]] == ["n5", "n3"], "the worst first"
+    assert ipv4["troubled"][0] == {"name": "n5", "traffic": "refused", "why": "has no public key", "is_silent": False}
     assert ipv4["rx_bytes"] == 110 and ipv4["tx_bytes"] == 3 and ipv4["refused_packets"] == 7
     assert ipv6["rest"] == "not enabled" and ipv6["peers"]["clear"] == 1 and ipv6["troubled"] == []
     assert said["findings"][0]["reason"] == "DuplicateKey"
@@ -72,6 +72,18 @@ def test_the_size_of_a_summary_does_not_follow_the_number_of_peers() -> None:
 
     assert size(5000, Traffic.ENCRYPTED) < size(50, Traffic.ENCRYPTED) + 100
     assert size(5000, Traffic.CLEAR) < size(MOST_TROUBLED, Traffic.CLEAR) + 100
+
+
+def test_where_there_is_no_room_for_all_the_worst_are_named() -> None:
+    quiet = [
+        PeerStatus(f"a-{number:05}", Traffic.ENCRYPTED, last_handshake=NOW, is_silent=True) for number in range(MOST_TROUBLED)
+    ]
+    refused, clear = PeerStatus("b", Traffic.REFUSED, "no key"), PeerStatus("c", Traffic.CLEAR, "no key")
+    family = replace(STATUS.families[0], peers=(*quiet, refused, clear))
+
+    (said, *_) = summary(replace(STATUS, families=(family,)))["families"]
+
+    assert [one["name"] for one in said["troubled"][:3]] == ["c", "b", "a-00000"] and len(said["troubled"]) == MOST_TROUBLED
 
 
 def test_a_node_without_a_detector_does_not_say_that_nothing_leaks() -> None:

@@ -89,6 +89,17 @@ def test_of_two_ends_that_say_nothing_nothing_is_guessed() -> None:
     assert link_of(Sighting("a"), seen("b", rest="off")) == []
 
 
+def test_of_whom_there_was_no_room_for_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controller.summary.MOST_TROUBLED", 2)
+    many = seen("a", *(peer(name, Traffic.CLEAR, "no key") for name in ("b", "c", "d")), peer("e"))
+
+    assert link_of(many, *map(Sighting, "bcde")) == [("a", "b", State.CLEAR), ("a", "c", State.CLEAR)]
+    assert ("a", "d", State.SILENT) in link_of(many, *map(Sighting, "bc"), seen("d", silent("a")))
+    monkeypatch.setattr("controller.summary.MOST_TROUBLED", 3)
+    many = seen("a", *(peer(name, Traffic.CLEAR, "no key") for name in ("b", "c", "d")), peer("e"))
+    assert ("a", "e", State.ENCRYPTED) in link_of(many, *map(Sighting, "bcde"))
+
+
 def test_external_peers_are_no_links() -> None:
     assert link_of(seen("a", silent("KEY="))) == []
 
