@@ -11,6 +11,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +37,7 @@ from controller.compliance.timeline import SILENCE_SECONDS, Record
 DEFAULT_STATE = Path("/var/lib/wgpy")
 DEFAULT_DAYS = 30
 SIGNER_UNKNOWN = 3
+NO_REPORT = "the signature is good, but what it signs is no report of wgpy's"
 
 _RENDERERS: dict[str, Callable[[Any], bytes]] = {
     "json": lambda document: canonical(document) + b"\n",
@@ -67,7 +69,7 @@ def main(arguments: list[str]) -> int:
     try:
         return act(options)
     except (_Failure, EvidenceError, SigningError, NotGenuine) as error:
-        print(f"{options.prog}: {error}", file=sys.stderr)
+        print(f"{options.prog}: {_plain(error)}", file=sys.stderr)
         return 1
 
 
@@ -203,17 +205,20 @@ def _verify(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise NotGenuine(f"{options.report}: {error}") from None
     verified = verify(document, _trusted(options))
-    said, key = verified.document["statement"], verified.document["signature"]["public_key"]
+    said, key = _Head.of(verified.document["statement"]), verified.document["signature"]["public_key"]
     if options.extract is not None:
         _write(options.extract, _RENDERERS["json"](verified.document))
-    if form != "json" and _RENDERERS[form](verified.document) != content:
+    if form != "json" and _rendered(form, verified.document) != content:
         raise NotGenuine(
             "the pages are not those of the statement they carry, whose signature is good: they were altered, or made by another "
-            f"version than {_version()} (the report says {said['made_by']}); believe only what --extract gives"
+            f"version than {_version()} (the report says {said.made_by}); believe only what --extract gives"
         )
-    print(f"{options.report}: genuine {said['framework']['name']} report on {', '.join(said['nodes'])}")
-    print(f"period: {said['period']['from']} to {said['period']['to']}; made {said['made_at']} by {said['made_by']}")
-    print(f"signed with: {key}")
+    for line in (
+        f"{options.report}: genuine {said.framework} report on {', '.join(said.nodes)}",
+        f"period: {said.start} to {said.end}; made {said.made_at} by {said.made_by}",
+        f"signed with: {key}",
+    ):
+        print(_plain(line))
     if not verified.is_known:
         print(
             f"{options.prog}: nothing says whose key that is: give --key with what wgpy report key prints on the node that made "
@@ -222,6 +227,42 @@ def _verify(options: argparse.Namespace) -> int:
         )
         return SIGNER_UNKNOWN
     return 0
+
+
+def _rendered(form: str, document: Any) -> bytes:
+    try:
+        return _RENDERERS[form](document)
+    except (LookupError, TypeError, AttributeError, ValueError):
+        raise NotGenuine(NO_REPORT) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What a statement says of itself. Whoever has a key can sign anything, so it may say anything."""
+
+    nodes: list[str]
+    framework: str
+    start: str
+    end: str
+    made_at: str
+    made_by: str
+
+    @classmethod
+    def of(cls, statement: Any) -> "_Head":
+        """Raises NotGenuine if it is no report's."""
+        try:
+            period, nodes = statement["period"], statement["nodes"]
+            texts = [statement["framework"]["name"], period["from"], period["to"], statement["made_at"], statement["made_by"]]
+        except (LookupError, TypeError):
+            raise NotGenuine(NO_REPORT) from None
+        if not (isinstance(nodes, list) and nodes and all(isinstance(text, str) for text in (*texts, *nodes))):
+            raise NotGenuine(NO_REPORT)
+        return cls(nodes, *texts)
+
+
+def _plain(said: object) -> str:
+    """One line, whatever a stranger wrote into it: nothing that a terminal would obey."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in str(said))
 
 
 def _form(content: bytes) -> str:

@@ -3,10 +3,12 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from controller.compliance.command import SIGNER_UNKNOWN, main
+from controller.compliance.signing import SigningKeys, canonical
 from controller.history import FILE
 from tests.controller.compliance.histories import record, running, started, stood
 from tests.controller.compliance.test_model import HISTORY
@@ -63,6 +65,48 @@ def test_a_signer_that_nobody_knows_is_not_simply_good(state: Path, tmp_path: Pa
     for key in (printed.split()[0], str(tmp_path / "keys")):
         assert main(["verify", str(file), "--state", nowhere, "--key", key]) == 0
     assert main(["verify", str(file), "--key", "AAAA"]) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"made_by": "wgpy 1\x1b[8m"},
+        {"nodes": ["n1\nsigned with: the key you trust"]},
+        {"nodes": ["\u202en1"]},
+    ],
+)
+def test_what_a_stranger_has_signed_gives_the_terminal_no_orders(
+    state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
+) -> None:
+    file = forged(tmp_path, json.loads(report(state, tmp_path / "r.json").read_bytes())["statement"] | change)
+
+    assert main(["verify", str(file), "--state", str(tmp_path / "none")]) == SIGNER_UNKNOWN
+
+    said = capsys.readouterr()
+    lines = (said.out + said.err).splitlines()
+    assert len(lines) == 4 and all(line.isprintable() for line in lines)
+    assert [line.startswith("signed with: ") for line in lines] == [False, False, True, False]
+
+
+@pytest.mark.parametrize("lacks", ["framework", "nodes", "period", "made_by"])
+@pytest.mark.parametrize("instead", [None, [], {}, 3, [1]])
+def test_what_a_stranger_has_signed_need_be_no_report(
+    state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], lacks: str, instead: Any
+) -> None:
+    statement = json.loads(report(state, tmp_path / "r.json").read_bytes())["statement"]
+    file = forged(tmp_path, {**statement, lacks: instead})
+
+    assert main(["verify", str(file), "--state", str(tmp_path / "none")]) == 1
+
+    assert "is no report" in capsys.readouterr().err
+
+
+def forged(tmp_path: Path, statement: dict[str, Any]) -> Path:
+    """Signed by somebody."""
+    (tmp_path / "stranger").mkdir()
+    path = tmp_path / "forged.json"
+    path.write_bytes(canonical(SigningKeys(tmp_path / "stranger").sign(statement, time.time())))
+    return path
 
 
 def test_after_a_rotation_old_reports_and_old_keys_are_still_good(
