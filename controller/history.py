@@ -8,6 +8,8 @@ is lost, and said once in the log, and in the file as soon as it can be written 
 encrypting. Lines are not forced to the disk one by one, so a machine that loses its power may lose the last ones.
 """
 
+import contextlib
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +21,9 @@ from controller.entries import Entry, Kind, entry, line, parse, rfc3339
 log = logging.getLogger(__name__)
 
 FILE, OLD_FILE = "history.jsonl", "history.1.jsonl"
+BLOCK = 64 << 10
+"""Bytes that are read at once from the end."""
+
 LIMIT = 8 << 20
 """Bytes of each of the two files: some 40,000 entries. Samples and standings alone fill one in most of a year."""
 
@@ -79,6 +84,32 @@ def read(directory: Path, since: float | None = None) -> Iterator[Entry]:
             found = parse(text)
             if found is not None and (since is None or found.at >= since):
                 yield found
+
+
+def latest(directory: Path, limit: int) -> list[Entry]:
+    """The last entries there are, up to ``limit``, the newest first. What is before them is not read: it may be 16 MB, and is
+    asked for every second or two by who looks at a page. Raises OSError as :func:`read` does."""
+    found: list[Entry] = []
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(file) for file in _open(directory)]
+        for text in itertools.chain.from_iterable(map(_backwards, reversed(files))):
+            if len(found) == limit:
+                break
+            if (one := parse(text)) is not None:
+                found.append(one)
+    return found
+
+
+def _backwards(file: Any) -> Iterator[bytes]:
+    """The lines of a file, the last one first."""
+    position, rest = file.seek(0, os.SEEK_END), b""
+    while position:
+        begin = max(0, position - BLOCK)
+        file.seek(begin)
+        rest, *lines = (file.read(position - begin) + rest).split(b"\n")
+        yield from reversed(lines)
+        position = begin
+    yield rest
 
 
 def contents(directory: Path) -> list[tuple[str, bytes]]:

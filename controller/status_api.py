@@ -33,7 +33,7 @@ from typing import Any
 from aiohttp import web
 
 from controller.entries import rfc3339
-from controller.history import read
+from controller.history import latest
 from controller.model import Family
 from controller.status import AgentStatus, as_document
 from controller.summary import summary
@@ -66,8 +66,7 @@ class StatusApiError(Exception):
 
 def history(directory: Path, limit: int) -> list[dict[str, Any]]:
     """The last entries, the newest first."""
-    last = deque(read(directory), limit)
-    return [{"time": rfc3339(one.at), "kind": one.kind, **one.fields} for one in reversed(last)]
+    return [{"time": rfc3339(one.at), "kind": one.kind, **one.fields} for one in latest(directory, limit)]
 
 
 # Where it listens, and for whom -------------------------------------------------------------------------------------

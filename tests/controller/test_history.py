@@ -13,7 +13,7 @@ import pytest
 
 from controller import history as history_module
 from controller.entries import Entry, Kind, entry, parse, rfc3339, whole
-from controller.history import FILE, OLD_FILE, History, read
+from controller.history import FILE, OLD_FILE, History, latest, read
 from tests.controller.test_entries import FAMILY, NOW, PEER, status
 
 # -- the file --------------------------------------------------------------------------------------------------------
@@ -31,6 +31,36 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert list(read(tmp_path)) == numbered(1, 2, 3)
     assert list(read(tmp_path, since=NOW + 2)) == numbered(2, 3)
     assert list(read(tmp_path / "nowhere")) == []
+
+
+@pytest.mark.parametrize("block", [1, 7, 100, 1 << 16])
+def test_the_latest_are_read_from_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    """Over both files and whatever is in them, and no more than has to be."""
+    monkeypatch.setattr(history_module, "BLOCK", block)
+    assert latest(tmp_path, 5) == []
+    History(tmp_path).write(numbered(1, 2, 3))
+    (tmp_path / FILE).rename(tmp_path / OLD_FILE)
+    History(tmp_path).write(numbered(4, 5))
+    with (tmp_path / FILE).open("ab") as file:
+        file.write(b'no entry\n\n{"time": "cut sho')
+    History(tmp_path).write(numbered(6))
+
+    for limit in range(8):
+        assert latest(tmp_path, limit) == list(read(tmp_path))[::-1][:limit]
+
+
+def test_the_latest_of_much_are_not_looked_for_in_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    History(tmp_path).write(numbered(*range(20_000)))
+    parsed: list[bytes] = []
+
+    def counting(text: bytes) -> Entry | None:
+        parsed.append(text)
+        return parse(text)
+
+    monkeypatch.setattr(history_module, "parse", counting)
+
+    assert latest(tmp_path, 3) == numbered(19_999, 19_998, 19_997)
+    assert len(parsed) <= 4
 
 
 def test_a_line_is_an_object_with_the_time_in_utc(tmp_path: Path) -> None:
