@@ -31,6 +31,7 @@ from typing import Any
 
 from controller.model import Family
 from controller.source import Objects, Ref
+from wgpy import private_file
 from wgpy.config import KEY_LENGTH, DeviceSnapshot, Endpoint, parse_endpoint
 from wgpy.show import lines
 from wgpy.wgconf import format_key, parse_key
@@ -183,15 +184,8 @@ class StateFiles:
         return self.path / f"{str(family).lower()}.{suffix}"
 
     def _write(self, path: Path, text: str) -> None:
-        aside = path.with_name(f".{path.name}.tmp")
         try:
-            aside.unlink(missing_ok=True)
-            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with open(descriptor, "w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(descriptor)
-            os.rename(aside, path)
+            private_file.replace(path, text)
         except OSError as error:
             raise StateError(f"cannot write {path}: {error.strerror}") from None
 

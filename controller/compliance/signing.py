@@ -25,6 +25,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from controller.entries import rfc3339
+from wgpy import private_file
 
 log = logging.getLogger(__name__)
 
@@ -139,14 +140,8 @@ class SigningKeys:
         return kept
 
     def _write(self, kept: Mapping[str, Any]) -> None:
-        aside = self._path.with_name(f".{FILE}.tmp")
         try:
-            aside.unlink(missing_ok=True)
-            with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
-                json.dump(kept, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, self._path)
+            private_file.replace(self._path, json.dumps(kept))
         except OSError as error:
             raise SigningError(f"cannot write the signing key {self._path}: {error.strerror}") from None
 

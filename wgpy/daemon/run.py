@@ -18,7 +18,6 @@ import secrets
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
@@ -33,7 +32,7 @@ import uvloop
 from noise.constants import REKEY_TIMEOUT_JITTER
 from tun import Tun, TunError, adopt_tun, open_tun
 from tun.link import LinkMonitor
-from wgpy import wgconf
+from wgpy import private_file, wgconf
 from wgpy.config import DEFAULT_MTU, Change, DeviceConfig, SetDevice, changes_to
 from wgpy.core import gradual
 from wgpy.core.device import Device
@@ -335,7 +334,7 @@ class Process:
         if path is None:
             return
         try:
-            write_private(path, wgconf.format(config))
+            private_file.replace(path, wgconf.format(config))
         except OSError as error:
             log.error("the configuration cannot be kept in %s: %s", path, error.strerror)
 
@@ -350,21 +349,6 @@ def _try_port(port: int, path: Path) -> None:
             f"UDP port {port} cannot be bound: {error.strerror}; end what has it, or change ListenPort in {path}"
         ) from None
     sockets.close()
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replace ``path`` by a file that only its owner may read, whole or not at all."""
-    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # 0600, and nobody else's
-    try:
-        with os.fdopen(fd, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 # The process -------------------------------------------------------------------------------------------------------

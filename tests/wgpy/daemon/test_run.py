@@ -11,7 +11,6 @@ import socket
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from tun import open_tun
 from wgpy.client import Client, ClientError
 from wgpy.config import DEFAULT_MTU, Change, DeviceSnapshot, Endpoint, SetDevice, SetPeer
 from wgpy.daemon import run, uapi_server
-from wgpy.daemon.run import Process, SetupError, _child_command, _configure_logging, _nth_address, write_private
+from wgpy.daemon.run import Process, SetupError, _child_command, _configure_logging, _nth_address
 from wgpy.daemon.uapi_server import listen
 
 PATIENCE = 20.0
@@ -382,57 +381,6 @@ async def test_a_large_configuration_lets_packets_and_others_go_first(start: Sta
     await counting
 
     assert turns >= 1000
-
-
-# -- files ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("umask", [0, 0o022, 0o077])
-def test_what_is_kept_is_for_its_owner_alone(tmp_path: Path, umask: int) -> None:
-    path = tmp_path / "wg0.conf"
-    path.write_text("old")
-    path.chmod(0o644)
-    before = os.umask(umask)
-    try:
-        write_private(path, "new")
-    finally:
-        os.umask(before)
-
-    assert path.read_text() == "new"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_it_is_kept_whole_or_not_at_all() -> None:
-    """On a file system that is full: the old file stays, and nothing lies beside it."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root: mounts a small file system")
-    script = """
-import sys
-from pathlib import Path
-from wgpy.daemon.run import write_private
-path = Path(sys.argv[1]) / "wg0.conf"
-write_private(path, "old")
-try:
-    write_private(path, "x" * 1_000_000)
-except OSError as error:
-    print(error.strerror, path.read_text(), [one.name for one in path.parent.iterdir()])
-"""
-    with tempfile.TemporaryDirectory() as name:
-        mounted = f'mount -t tmpfs -o size=64k none {name} && exec {sys.executable} -c "$0" {name}'
-        done = subprocess.run(["unshare", "--mount", "sh", "-c", mounted, script], capture_output=True, text=True)
-
-    assert done.stdout == "No space left on device old ['wg0.conf']\n", done.stderr
-
-
-def test_a_reader_sees_the_old_or_the_new(tmp_path: Path) -> None:
-    """The file is another one after each write: nobody reads half of it."""
-    path = tmp_path / "wg0.conf"
-    write_private(path, "old")
-    with path.open() as reader:
-        write_private(path, "new")
-
-        assert reader.read() == "old"
 
 
 # -- processes and addresses ----------------------------------------------------------------------------------------
