@@ -291,7 +291,10 @@ def test_the_data_plane_answers_its_probes(pod: Pod) -> None:
     pod.start("data-plane")
 
     pod.until(lambda: is_probed(pod, "data-plane"), "its probes to be answered")
-    assert answers(pod.namespace, f"http://{pod.address}:9587/metrics")
+    pod.until(
+        lambda: answers(pod.namespace, f"http://{pod.address}:9587/metrics"),
+        "the metrics of IPv6, which has a process of its own",
+    )
 
 
 def test_without_its_capability_it_would_not_run(pod: Pod) -> None:
