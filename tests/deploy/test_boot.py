@@ -55,9 +55,14 @@ done
 name=peers say WGPY show wireguard.caliu peers
 name=active say systemctl is-active wgpy@wg0 wgpy-agent wgpy@wireguard.caliu wgpy@wg-v6.caliu
 name=guard say nft list tables
-nft flush ruleset
+systemctl start nftables
+name=flushed say nft list tables
 name=reloaded say systemctl restart wgpy-guard
 name=guard-again say nft list tables
+systemctl stop wgpy-agent
+name=nftables say systemctl restart nftables
+for _ in $(seq 50); do nft list tables | grep -q wgpy-guard && break; sleep 0.1; done
+name=guard-after-nftables say nft list tables
 WGPY set wg0 listen-port 51999
 systemctl stop wgpy@wg0
 name=link say ip -br link show wg0
@@ -101,6 +106,7 @@ def install(root: Path, wgpy: str, out: Path) -> None:
     (units / "check.service").write_text(CHECK)
     (out / "check").write_text(SCRIPT.replace("WGPY", wgpy))
     (out / "check").chmod(0o755)
+    (root / "etc" / "nftables.conf").write_text("flush ruleset\n")
     for stale in ("var/lib/wgpy", "etc/default/wgpy"):
         shutil.rmtree(root / stale, ignore_errors=True)
     cluster = root / "var" / "lib" / "wgpy" / "cluster"  # where the agent may write: the key goes into a Node
@@ -131,7 +137,11 @@ def test_the_units_do_their_work_within_what_they_allow_themselves(root: Path, t
     assert "journal" in said, booted.stdout + booted.stderr
     assert said["active"].split() == ["active"] * 4, said["journal"]
     assert said["peers"].strip() == format_key(bytes([2]) * 32)
+    assert "wgpy-guard" not in said["flushed"]
     assert "wgpy-guard" in said["guard"] and said["reloaded"] == "" and "wgpy-guard" in said["guard-again"]
+    assert said["nftables"] == "" and "wgpy-guard" in said["guard-after-nftables"], (
+        "what the administrator's file flushes is back"
+    )
     assert said["link"].startswith("wg0 "), "it is to outlive its service"
     assert said["port"].strip() == "51999", "its configuration was kept"
     modes = {path: mode for mode, path in (line.split() for line in said["modes"].splitlines())}
