@@ -108,6 +108,7 @@ class _Member:
         return replace(
             seen,
             rest=self.rest.reason if self.rest else None,
+            is_felix=self.rest is not None and self.rest.keeps_key,
             waits_for=self.report.waits_for if self.report else None,
             failure=None if self.is_away else self.failure,
             contest=self.publication.contest,
@@ -268,7 +269,9 @@ class Agent:
             if self._node not in cluster.nodes:
                 raise AgentError(self._no_such_node(cluster))
             for member in self._members:
-                await self._withdraw(member)
+                member.rest = await self._in_thread(member.instance.rest, cluster)
+                if member.rest is None or not member.rest.keeps_key:
+                    await self._withdraw(member)
                 await self._in_thread(member.instance.stop_sending, cluster)
             await self._until_quiet(cluster)
             for member in self._members:
@@ -280,7 +283,7 @@ class Agent:
             raise AgentError(str(error)) from None
         finally:
             self._thread.shutdown()
-        self._reporter.left()
+        self._reporter.left({m.instance.family: m.rest.reason for m in self._members if m.rest is not None and m.rest.keeps_key})
         log.info("node %s has left the mesh", self._node)
 
     # Waking

@@ -121,7 +121,8 @@ def agent(arguments: list[str]) -> int:
 def leave(arguments: list[str]) -> int:
     """take this node out of the mesh: withdraw its keys, wait until no peer uses them, take the interfaces down"""
     options = _acting_parser("leave", leave).parse_args(arguments)
-    options.strict = options.yield_to_kernel = False  # who leaves wants no part of it
+    options.strict = False  # who leaves wants no part of it
+    options.yield_to_kernel = _is_set("WGPY_YIELD_TO_KERNEL")  # but Felix's key is Felix's
     return _run("leave", options, _leave)
 
 

@@ -263,7 +263,8 @@ def _counts(family: FamilyStatus, now: float) -> dict[str, int]:
 
 def standing(at: float, family: FamilyStatus, with_keys: bool = False) -> Entry:
     """What becomes of packets to each peer, whatever was before: the names of the ``encrypted`` ones, and of those in ``clear``
-    and ``refused`` by why it is so; ``keys`` by name if asked for, as they take more room than all the rest. Pure."""
+    and ``refused`` by why it is so; ``felix`` where it has them itself, and nothing is known of it; ``keys`` by name if asked
+    for, as they take more room than all the rest. Pure."""
     others: dict[Traffic, defaultdict[str, list[str]]] = {one: defaultdict(list) for one in (Traffic.CLEAR, Traffic.REFUSED)}
     for peer in family.peers:
         if peer.traffic in others:
@@ -274,6 +275,7 @@ def standing(at: float, family: FamilyStatus, with_keys: bool = False) -> Entry:
         family=str(family.family),
         enabled=family.is_enabled,
         why=family.rest,
+        felix=family.is_felix or None,
         failure=family.failure,
         key=family.public_key,
         mtu=family.mtu,

@@ -34,7 +34,7 @@ from controller.netlink import Kernel
 from controller.plan import plan, union
 from controller.state import Device, Guard, Link, RouteKind, State
 from controller.statefiles import Assigned, StateFiles, public_key
-from controller.status import NOT_ENABLED, Seen
+from controller.status import NOT_ENABLED, YIELDS, Seen
 from wgpy.client import Client, ClientError, clear_abandoned
 from wgpy.config import NO_KEY, DeviceSnapshot, Endpoint, Prefix
 
@@ -116,7 +116,7 @@ class Instance:
         configuration = cluster.felix.of(self.family)
         self.links = frozenset({configuration.interface, self.interface(cluster)})
         if self._yields_to_kernel:
-            return Rest("this node's kernel has WireGuard, and Felix uses it", is_expected=True, keeps_key=True)
+            return Rest(YIELDS, is_expected=True, keeps_key=True)
         if not configuration.enabled:
             return Rest(NOT_ENABLED, is_expected=True)
         felix = self._kernel.find_link(configuration.interface)

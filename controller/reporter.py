@@ -120,10 +120,11 @@ class Reporter:
     def end(self) -> None:
         self._history.write([entry(time.time(), Kind.AGENT_STOPPED)])
 
-    def left(self) -> None:
-        """The node has left the mesh: so says the status, too, until an agent has more to say."""
+    def left(self, others: Mapping[Family, str]) -> None:
+        """The node has left the mesh: so says the status, too, until an agent has more to say. ``others``: why a family was none
+        of ours, and is as it was."""
         now = time.time()
-        families = tuple(FamilyStatus(family, rest=HAS_LEFT) for family in Family)
+        families = tuple(FamilyStatus(family, rest=others.get(family, HAS_LEFT), is_felix=family in others) for family in Family)
         source = self.source_status()
         status = replace(self._status, at=now, source=source, passes=1, passed_at=now, families=families)
         try:

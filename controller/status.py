@@ -36,6 +36,7 @@ ENOUGH_ANSWER = 0.5
 
 HAS_LEFT = "this node has left the mesh (wgpy leave)"
 NOT_ENABLED = "not enabled in FelixConfiguration"
+YIELDS = "this node's kernel has WireGuard, and Felix uses it"
 
 _FORMAT = 1
 
@@ -74,14 +75,15 @@ class PeerStatus:
 class FamilyStatus:
     """One family on this node.
 
-    ``rest`` is why it takes no part in the mesh, None if it does; ``waits_for`` what is missing before it can; ``failure`` what
-    went wrong in the last pass. ``announced`` is the key that the cluster shows for this node, ours or not;
-    ``contest`` says who else keeps writing it. ``refused_*`` are packets that strict mode has turned away so far. ``ranges`` are
-    this node's own.
+    ``rest`` is why it takes no part in the mesh, None if it does; ``is_felix`` that Felix takes its place, so that nothing is
+    said of peers: it encrypts by itself. ``waits_for`` is what is missing before it can; ``failure`` what went wrong in the
+    last pass. ``announced`` is the key that the cluster shows for this node, ours or not; ``contest`` says who else keeps
+    writing it. ``refused_*`` are packets that strict mode has turned away so far. ``ranges`` are this node's own.
     """
 
     family: Family
     rest: str | None = None
+    is_felix: bool = False
     is_refusing: bool = False
     waits_for: str | None = None
     failure: str | None = None
@@ -201,6 +203,7 @@ class Seen:
     refused_inbound: int = 0
     refused_outbound: int = 0
     promised: frozenset[Prefix] | None = None
+    is_felix: bool = False
 
 
 def family_status(
@@ -220,6 +223,7 @@ def family_status(
     return FamilyStatus(
         family=family,
         rest=seen.rest,
+        is_felix=seen.is_felix,
         is_refusing=seen.is_refusing,
         waits_for=seen.waits_for,
         failure=seen.failure,
@@ -234,7 +238,7 @@ def family_status(
         refused_inbound=seen.refused_inbound,
         refused_outbound=seen.refused_outbound,
         ranges=_texts(ranges.get(node, ())),
-        peers=tuple(_peers(cluster, family, node, seen, before, ranges)),
+        peers=() if seen.is_felix else tuple(_peers(cluster, family, node, seen, before, ranges)),
     )
 
 

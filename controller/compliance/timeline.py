@@ -34,6 +34,7 @@ STOPPED = "the agent was stopped"
 ENDED = "the agent ended without notice"
 SILENT = "the agent gave no sign of life"
 LEFT = "the node left the mesh"
+FELIX = "Felix has WireGuard itself on this node, and keeps no record of it"
 UNREADABLE = "a line of the record cannot be read"
 LOST = "entries could not be written"
 CONTRADICTION = "a sample counts otherwise than the entries do"
@@ -300,9 +301,10 @@ class _Replay:
         states = {name: (ENCRYPTED, "") for name in fields.get("encrypted", ())}
         for traffic in (CLEAR, REFUSED):
             states |= {name: (traffic, why) for why, names in fields.get(traffic, {}).items() for name in names}
+        gone = (UNKNOWN, FELIX) if fields.get("felix") else (ABSENT, "")
         for of, peer in list(self.pairs):
             if of == family and peer not in states:
-                _set(self.pairs[of, peer], at, ABSENT, "", index)
+                _set(self.pairs[of, peer], at, *gone, index)
         for peer, (state, why) in states.items():
             points = self.pairs[family, peer]
             if not points:

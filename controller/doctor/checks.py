@@ -77,4 +77,7 @@ def _blind(check: Check, facts: Facts) -> tuple[Unseen, ...]:
         )
     if check.scope is Scope.FAMILY and not facts.families:
         return (Unseen("the agent's state is not there" if facts.state_error is not None else f"WireGuard is {NOT_ENABLED}"),)
+    rests = {family.rest for family in facts.families}
+    if check.scope is Scope.FAMILY and None not in rests:
+        return tuple(Unseen(rest) for rest in sorted(rest for rest in rests if rest is not None))
     return ()

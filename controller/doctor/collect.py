@@ -39,7 +39,7 @@ from controller.plan import Step, plan
 from controller.source import Objects, Source, SourceError
 from controller.state import Rule
 from controller.statefiles import StateError, StateFiles, clamp, public_key
-from controller.status import STALE_SECONDS, AgentStatus, FamilyStatus, Seen, Traffic, family_status, from_json
+from controller.status import STALE_SECONDS, YIELDS, AgentStatus, FamilyStatus, Seen, Traffic, family_status, from_json
 from wgpy.client import Client, ClientError
 from wgpy.config import DeviceSnapshot, PeerConfig, parse_endpoint, parse_prefix
 from wgpy.wgconf import format_key, parse_key
@@ -183,7 +183,12 @@ class Collector:
         enabled = [family for family in Family if cluster.felix.of(family).enabled]
         instances = {
             family: Instance(
-                family, self._options.node, self._options.numbers.get(family, DEFAULT_NUMBERS[family]), self._kernel, self._files
+                family,
+                self._options.node,
+                self._options.numbers.get(family, DEFAULT_NUMBERS[family]),
+                self._kernel,
+                self._files,
+                yields_to_kernel=self._yields(family),
             )
             for family in enabled
         }
@@ -198,6 +203,11 @@ class Collector:
             drops=None if ruleset is None else tuple(self._drops(ruleset, families)),
             marks=None if ruleset is None else tuple(firewall.marks(ruleset, saved)),
         )
+
+    def _yields(self, family: Family) -> bool:
+        """Whether the agent was told to make way for the kernel's WireGuard, and does: its own options are not ours to know."""
+        status = self._agent.of(family) if self._agent is not None else None
+        return status is not None and status.rest == YIELDS
 
     def _findings(
         self, cluster: Cluster, instances: Mapping[Family, Instance], families: Sequence[FamilyFacts]

@@ -3,7 +3,7 @@
 from controller.doctor.diagnosis import Diagnosis, Found, Unseen, restart, span
 from controller.doctor.facts import Facts
 from controller.doctor.remedies import remedy
-from controller.status import HAS_LEFT
+from controller.status import HAS_LEFT, YIELDS
 
 CLOCK_SECONDS = 30.0
 """What clocks may differ by. Handshakes mind any step back, but those of less are over before anybody looks."""
@@ -164,7 +164,9 @@ def membership(facts: Facts) -> Found:
             ),
         )
     for family in facts.families:
-        if family.rest is not None and not any(one.reason == "FelixHasWireguard" for one in facts.findings):
+        if family.rest == YIELDS:
+            yield Unseen(f"{family.family}: {YIELDS}")
+        elif family.rest is not None and not any(one.reason == "FelixHasWireguard" for one in facts.findings):
             yield Diagnosis(
                 "Resting",
                 str(family.family),

@@ -82,7 +82,8 @@ REMEDIES = {
         ("kubectl annotate node NODE --overwrite projectcalico.org/IPv4Address=ADDRESS/LENGTH",),
     ),
     "FelixHasWireguard": Remedy(
-        "two of them for one node are one too many; this one rests", ("kubectl label node {node} wgpy.io/wireguard-",)
+        "two of them for one node are one too many; this one rests",
+        ("kubectl label --overwrite node {node} wgpy.io/wireguard=off   # and the pod goes",),
     ),
     "InterfaceNameTaken": Remedy("Felix fails and starts again ten times a second", ("ip link delete {subject}",)),
     "MtuTooLarge": Remedy(

@@ -13,6 +13,7 @@ from controller.model import Cluster, Family
 from controller.netlink import FoundLink, Kernel
 from controller.state import Guard, Link
 from controller.statefiles import StateFiles
+from controller.status import YIELDS
 from tests.controller.cluster import felix, node, objects, pool
 
 
@@ -73,7 +74,7 @@ def test_who_yields_to_the_kernel_does_so_before_felix_is_there_and_has_nothing_
     rest = yielding.rest(cluster)
 
     assert rest is not None and rest.is_expected and rest.keeps_key
-    assert rest.reason == "this node's kernel has WireGuard, and Felix uses it"
+    assert rest.reason == YIELDS
     assert findings(cluster, "n1", {Family.IPV4: yielding.facts(cluster)}) == ()
 
 

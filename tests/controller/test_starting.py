@@ -1,6 +1,7 @@
 """How an agent starts, and what ends it: with a source and instances that do what they are told, so without a kernel."""
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from controller.netlink import NetlinkRefusal
 from controller.nftables import NftablesRefusal
 from controller.source import Event, Health, Manifest, Objects, Ref, SourceError, SourceUnavailable
 from controller.statefiles import StateFiles
-from controller.status import Seen
+from controller.status import HAS_LEFT, Seen
 from tests.controller.cluster import felix, node, objects
 from wgpy.wgconf import format_key
 
@@ -68,8 +69,9 @@ class Member:
     guard = ""
     external_refusals = ()
 
-    def __init__(self, **failing: Exception) -> None:
+    def __init__(self, rests: Rest | None = None, **failing: Exception) -> None:
         self.asked: list[str] = []
+        self.rests = rests
         self.failing = failing
 
     def _note(self, what: str) -> None:
@@ -81,7 +83,7 @@ class Member:
         return "wireguard.caliu"
 
     def rest(self, cluster: Cluster) -> Rest | None:
-        return None if cluster.felix.ipv4.enabled else Rest("not enabled", is_expected=True)
+        return self.rests if cluster.felix.ipv4.enabled else Rest("not enabled", is_expected=True)
 
     def refuse(self, cluster: Cluster) -> None:
         self._note("refuse")
@@ -104,6 +106,9 @@ class Member:
         return Facts(5182, 0x1000, "wireguard.caliu")
 
     def snapshot(self, cluster: Cluster) -> None: ...
+
+    def received_bytes(self, cluster: Cluster) -> int:
+        return 0
 
     def settle(self) -> None: ...
 
@@ -233,3 +238,21 @@ async def test_a_key_that_cannot_be_withdrawn_does_not_keep_packets_in_the_tunne
     await runs(agent_of(tmp_path, source, member, is_strict=False), lambda: member.asked.count("stop_sending") > 1)
 
     assert "disable" not in member.asked  # what still comes is received
+
+
+@pytest.mark.parametrize("rests", [None, Rest("no address"), Rest("Felix has WireGuard itself here", keeps_key=True)])
+async def test_who_leaves_takes_back_a_key_of_its_own_and_not_felixs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rests: Rest | None
+) -> None:
+    """Without its key a node whose kernel has WireGuard would be talked to in clear until Felix puts it back."""
+    monkeypatch.setattr("controller.agent.QUIET_SECONDS", 0.0)
+    name = "projectcalico.org/WireguardPublicKey"
+    source, member = Api({**cluster_of(), **objects(node("n1", "192.0.2.1/24", {name: format_key(KEY)}))}), Member(rests)
+
+    await agent_of(tmp_path, source, member).leave()
+
+    is_felixs = rests is not None and rests.keeps_key
+    assert [name in written for written in source.written] == ([] if is_felixs else [True])
+    assert member.asked == ["stop_sending", "disable"]
+    told = {family["family"]: family["rest"] for family in json.loads((tmp_path / "status.json").read_text())["families"]}
+    assert told == {4: "Felix has WireGuard itself here" if is_felixs else HAS_LEFT, 6: HAS_LEFT}

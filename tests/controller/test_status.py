@@ -145,6 +145,15 @@ def test_without_a_data_plane_what_was_encrypted_is_refused_and_the_rest_goes_in
     assert {peer.name: peer.traffic for peer in booted.peers} == {"n2": Traffic.CLEAR, "n3": Traffic.CLEAR}
 
 
+def test_of_a_family_that_felix_has_nothing_is_said_of_peers() -> None:
+    """It encrypts by itself: to call them in clear, or refused, would be wrong."""
+    resting = replace(seen(), rest="Felix has WireGuard itself here", is_felix=True, is_refusing=True, snapshot=None)
+
+    family = status(cluster(n2=KEYS["n2"]), resting)
+
+    assert family.is_felix and not family.is_enabled and family.peers == ()
+
+
 @pytest.mark.parametrize(
     ("before", "promised", "expected"),
     [

@@ -134,6 +134,36 @@ def test_an_agent_that_does_not_say_that_it_watches_for_leaks_does_not(tmp_path:
     ]
 
 
+def test_of_what_felix_does_itself_there_is_no_record(tmp_path: Path) -> None:
+    """It encrypts, most likely; but neither that nor the opposite is ours to say."""
+    why = "this node's kernel has WireGuard, and Felix uses it"
+    rests = (
+        one(1, Kind.FAMILY_DISABLED, family="IPv4", why=why),
+        *(one(1, Kind.PEER_REMOVED, family="IPv4", peer=peer) for peer in ("n2", "n3")),
+        stood(1, enabled=False, why=why, felix=True),
+    )
+    history = (started(0), stood(0, "n2", "n3"), *running(0, 0.75), *rests, *running(1, 2, encrypted=0))
+    sentences = said(made(tmp_path / "a", *history, end=2))
+
+    (encrypted,) = [(outcome, text) for topic, outcome, text in sentences if topic == "encrypted"]
+    assert encrypted[0] == "for information" and "the pods of 0 of 2 peers were encrypted whenever" in encrypted[1]
+    assert [text for topic, outcome, text in sentences if (topic, outcome) == ("clear", "not known")] == [
+        f"IPv4: what became of packets from n1 to the pods of {peer} is not known for 1 h though the agent was there: Felix has "
+        "WireGuard itself on this node, and keeps no record of it (1 h)."
+        for peer in ("n2", "n3")
+    ]
+    assert not [text for topic, outcome, text in sentences if topic in ("clear", "refused") and outcome == "does not support"]
+
+    always = said(
+        made(tmp_path / "b", started(0), stood(0, enabled=False, why=why, felix=True), *running(0, 1, encrypted=0), end=1)
+    )
+    assert (
+        "encrypted",
+        "not known",
+        "No peer of n1 stands in the record of this period: nothing can be said of any traffic.",
+    ) in (always)
+
+
 @pytest.mark.parametrize("begin", [-1, 0])
 def test_a_pair_of_which_nothing_is_known_while_there_is_a_record_is_not_called_encrypted(tmp_path: Path, begin: float) -> None:
     """A peer that came while entries were lost. Where the record begins later than the period, that gap has the same reason."""

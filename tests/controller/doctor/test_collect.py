@@ -82,10 +82,11 @@ def healthy(lab: Lab) -> None:
         nonlocal last
         # An agent that has just published its key withdraws it again if nobody gives it an address meanwhile, and while the
         # doctor is asked nobody does.
-        is_settled = all(has_address(node) for node in lab.nodes.values())
+        if not all(has_address(node) for node in lab.nodes.values()):
+            return False
         status, report = ask(lab.nodes[1])
         last = found(report)
-        return is_settled and all(has_address(node) for node in lab.nodes.values()) and (status, last) == (0, {})
+        return all(has_address(node) for node in lab.nodes.values()) and (status, last) == (0, {})
 
     try:
         lab.until(is_healthy, "the mesh is healthy")
@@ -391,6 +392,34 @@ def test_a_fault_is_named_with_its_remedy(lab: Lab, name: str) -> None:
 def test_a_healthy_mesh_has_no_finding(lab: Lab) -> None:
     for patient in lab.nodes.values():
         lab.until(partial(is_whole, patient), f"{patient.name} has no finding, and nothing was left out")
+
+
+YIELDING = """
+import sys
+from controller.cli import agent
+from controller.netlink import Kernel
+Kernel.can_make = lambda *_: True
+sys.exit(agent(sys.argv[1:]))
+"""
+"""An agent on a kernel with WireGuard, which the test's is not."""
+
+
+def test_where_the_agent_makes_way_for_the_kernel_nothing_is_wrong(lab: Lab) -> None:
+    """As in the chart's pods, wherever the kernel has WireGuard."""
+    healthy(lab)
+    one = lab.nodes[1]
+    with no_agent(lab):
+        words = one.agent_words("--yield-to-kernel", "--resync", "1")
+        yielding = one.start(sys.executable, "-c", YIELDING, *words[4:], output=one.log_path)
+        try:
+            lab.until(lambda: "Felix uses it" in one.log, "it makes way")
+            lab.until(lambda: "Felix uses it" in (one.state / "status.json").read_text(), "and its status says so")
+            status, report = ask(one)
+        finally:
+            yielding.terminate()
+            yielding.wait(10)
+    assert (status, found(report)) == (0, {})
+    healthy(lab)
 
 
 def test_it_looks_again_and_again(lab: Lab, tmp_path: Path) -> None:
