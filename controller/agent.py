@@ -98,6 +98,11 @@ class _Member:
     is_away: bool = False
     """It failed for want of an answer from the source, which is no fault of this node's."""
 
+    @property
+    def is_felix(self) -> bool:
+        """Felix has this family: its key stays, and nothing is said of its packets."""
+        return self.rest is not None and self.rest.is_felix
+
     def begin(self) -> None:
         """Forget what came of the last pass."""
         self.rest, self.report, self.failure, self.is_away = None, None, None, False
@@ -108,7 +113,7 @@ class _Member:
         return replace(
             seen,
             rest=self.rest.reason if self.rest else None,
-            is_felix=self.rest is not None and self.rest.keeps_key,
+            is_felix=self.is_felix,
             waits_for=self.report.waits_for if self.report else None,
             failure=None if self.is_away else self.failure,
             contest=self.publication.contest,
@@ -270,7 +275,7 @@ class Agent:
                 raise AgentError(self._no_such_node(cluster))
             for member in self._members:
                 member.rest = await self._in_thread(member.instance.rest, cluster)
-                if member.rest is None or not member.rest.keeps_key:
+                if not member.is_felix:
                     await self._withdraw(member)
                 await self._in_thread(member.instance.stop_sending, cluster)
             await self._until_quiet(cluster)
@@ -283,7 +288,8 @@ class Agent:
             raise AgentError(str(error)) from None
         finally:
             self._thread.shutdown()
-        self._reporter.left({m.instance.family: m.rest.reason for m in self._members if m.rest is not None and m.rest.keeps_key})
+        others = {one.instance.family: one.rest.reason for one in self._members if one.rest is not None and one.rest.is_felix}
+        self._reporter.left(others)
         log.info("node %s has left the mesh", self._node)
 
     # Waking
@@ -450,7 +456,7 @@ class Agent:
             member.is_settled = True
             return
         member.say(logging.INFO if rest.is_expected else logging.WARNING, f"not part of the mesh: {rest.reason}")
-        if not rest.keeps_key:
+        if not rest.is_felix:
             try:
                 await self._withdraw(member)
             except SourceError:

@@ -50,12 +50,12 @@ class InstanceError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """Why a family takes no part in the mesh. ``keeps_key``: the published key is not ours to withdraw. ``is_expected``: nobody
-    has to be told."""
+    """Why a family takes no part in the mesh. ``is_felix``: Felix has it, so that the published key is not ours to withdraw.
+    ``is_expected``: nobody has to be told."""
 
     reason: str
     is_expected: bool = False
-    keeps_key: bool = False
+    is_felix: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +116,12 @@ class Instance:
         configuration = cluster.felix.of(self.family)
         self.links = frozenset({configuration.interface, self.interface(cluster)})
         if self._yields_to_kernel:
-            return Rest(YIELDS, is_expected=True, keeps_key=True)
+            return Rest(YIELDS, is_expected=True, is_felix=True)
         if not configuration.enabled:
             return Rest(NOT_ENABLED, is_expected=True)
         felix = self._kernel.find_link(configuration.interface)
         if felix is not None and felix.kind == FELIX_LINK_KIND:
-            return Rest(f"Felix has WireGuard itself here, on {configuration.interface}", keeps_key=True)
+            return Rest(f"Felix has WireGuard itself here, on {configuration.interface}", is_felix=True)
         if cluster.nodes[self._node].of(self.family).address is None:
             return Rest(f"this node has no {self.family} address")
         return None

@@ -236,15 +236,15 @@ class _Replay:
                 if self.last is not None:
                     self._end(self.last[0], ENDED, (self.last[1], index))
                 self._set_strict(at, index, fields)
-                _set(self.detector, at, OFF, "the agent has just started", index)
+                _set(self.detector, at, OFF, "", index)
                 return
             case Kind.AGENT_STOPPED.value:
                 self._end(at, STOPPED, (index,))
-                _set(self.detector, at, OFF, "the agent was stopped", index)
+                _set(self.detector, at, OFF, STOPPED, index)
                 return
             case Kind.LEFT.value:
                 self._end(at, LEFT, (index,))
-                _set(self.detector, at, OFF, "the node has left the mesh", index)
+                _set(self.detector, at, OFF, LEFT, index)
                 return
             case Kind.LOST.value:
                 self._doubt(index, LOST)

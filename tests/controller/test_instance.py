@@ -43,7 +43,7 @@ def test_an_enabled_family_does_not_rest(tmp_path: Path) -> None:
 def test_a_family_rests_while_it_is_disabled(tmp_path: Path) -> None:
     rest = instance(tmp_path, Host()).rest(cluster_of(enabled=False))
 
-    assert rest is not None and rest.is_expected and not rest.keeps_key
+    assert rest is not None and rest.is_expected and not rest.is_felix
 
 
 def test_a_node_without_an_address_of_the_family_rests(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_a_node_without_an_address_of_the_family_rests(tmp_path: Path) -> None:
 def test_where_felix_has_wireguard_itself_we_yield_and_leave_its_key(tmp_path: Path) -> None:
     rest = instance(tmp_path, Host(wireguard_cali="wireguard")).rest(cluster_of())
 
-    assert rest is not None and rest.keeps_key
+    assert rest is not None and rest.is_felix
     assert "Felix has WireGuard itself here" in rest.reason
 
 
@@ -73,7 +73,7 @@ def test_who_yields_to_the_kernel_does_so_before_felix_is_there_and_has_nothing_
 
     rest = yielding.rest(cluster)
 
-    assert rest is not None and rest.is_expected and rest.keeps_key
+    assert rest is not None and rest.is_expected and rest.is_felix
     assert rest.reason == YIELDS
     assert findings(cluster, "n1", {Family.IPV4: yielding.facts(cluster)}) == ()
 

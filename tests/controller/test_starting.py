@@ -240,7 +240,7 @@ async def test_a_key_that_cannot_be_withdrawn_does_not_keep_packets_in_the_tunne
     assert "disable" not in member.asked  # what still comes is received
 
 
-@pytest.mark.parametrize("rests", [None, Rest("no address"), Rest("Felix has WireGuard itself here", keeps_key=True)])
+@pytest.mark.parametrize("rests", [None, Rest("no address"), Rest("Felix has WireGuard itself here", is_felix=True)])
 async def test_who_leaves_takes_back_a_key_of_its_own_and_not_felixs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rests: Rest | None
 ) -> None:
@@ -251,8 +251,8 @@ async def test_who_leaves_takes_back_a_key_of_its_own_and_not_felixs(
 
     await agent_of(tmp_path, source, member).leave()
 
-    is_felixs = rests is not None and rests.keeps_key
-    assert [name in written for written in source.written] == ([] if is_felixs else [True])
+    is_left_to_felix = rests is not None and rests.is_felix
+    assert [name in written for written in source.written] == ([] if is_left_to_felix else [True])
     assert member.asked == ["stop_sending", "disable"]
     told = {family["family"]: family["rest"] for family in json.loads((tmp_path / "status.json").read_text())["families"]}
-    assert told == {4: "Felix has WireGuard itself here" if is_felixs else HAS_LEFT, 6: HAS_LEFT}
+    assert told == {4: "Felix has WireGuard itself here" if is_left_to_felix else HAS_LEFT, 6: HAS_LEFT}

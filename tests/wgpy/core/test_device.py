@@ -1128,27 +1128,17 @@ def test_only_so_many_messages_wait() -> None:
     assert sim.log == []
 
 
-def test_no_more_messages_are_worked_on_than_asked_for() -> None:
+@pytest.mark.parametrize(("waiting", "asked"), [(10, 4), (300, 200)])
+def test_no_more_messages_are_worked_on_than_asked_for(waiting: int, asked: int) -> None:
     sim = Sim("B")
     message = handshake_message(sim["B"])
-    for _ in range(10):
+    for _ in range(waiting):
         sim["B"].device.message_received(message, ELSEWHERE, b"", sim.now)
 
-    sim["B"].device.handle_messages(4, sim.now)
+    sim["B"].device.handle_messages(asked, sim.now)
 
-    assert sim["B"].drops() == {"bad_handshake": 4}
+    assert sim["B"].drops() == {"bad_handshake": asked}
     assert sim["B"].device.has_messages
-
-
-def test_one_that_is_worked_on_counts_as_one_however_many_wait() -> None:
-    sim = Sim("B")
-    message = handshake_message(sim["B"])
-    for _ in range(300):
-        sim["B"].device.message_received(message, ELSEWHERE, b"", sim.now)
-
-    sim["B"].device.handle_messages(200, sim.now)
-
-    assert sim["B"].drops() == {"bad_handshake": 200}
 
 
 def test_of_those_that_are_refused_sixteen_count_as_one() -> None:
